@@ -1,0 +1,140 @@
+"""Workload profiles: what page goes in, and how many tokens come out."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from analytic.config import DEFAULT_VARIANT
+from analytic.crops import PATCH_SIZE, Grid, crop_grid, image_tokens
+from analytic.errors import InputError
+
+
+@attrs.frozen
+class View:
+    """Square images that go through the vision encoders as one batch."""
+
+    kind: str
+    count: int
+    size: int
+
+
+def _positive(instance: Workload, attribute: attrs.Attribute[int], value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"workload {instance.id}: {attribute.name} is {value!r}, it must be a positive whole number")
+
+
+def _patch_multiple(instance: Workload, attribute: attrs.Attribute[int], value: int) -> None:
+    _positive(instance, attribute, value)
+    if value % PATCH_SIZE:
+        raise InputError(
+            f"workload {instance.id}: {attribute.name} is {value} px, it must be a multiple of the {PATCH_SIZE} px patch"
+        )
+
+
+@attrs.frozen
+class Workload:
+    """One page, one prompt, one greedy generation.
+
+    Attributes
+    ----------
+    page_width, page_height
+        Page size in pixels; the crop rule turns it into a tile grid.
+    crop_mode
+        Whether pages larger than 640 px are also cut into tiles.
+    base_size, image_size
+        Side of the global view and of a tile, in pixels.
+    text_tokens
+        Prompt tokens that are not image tokens, the begin-of-sequence token included.
+    max_new_tokens
+        Tokens to generate: one prefill, and one decode forward for each token after the first.
+    no_repeat_ngram_size
+        Length of the n-gram that may not repeat (the published interactive setting is 20, its evaluation uses 35).
+    """
+
+    id: str
+    page_width: int = attrs.field(validator=_positive)
+    page_height: int = attrs.field(validator=_positive)
+    text_tokens: int = attrs.field(validator=_positive)
+    max_new_tokens: int = attrs.field(validator=_positive)
+    crop_mode: bool = True
+    base_size: int = attrs.field(default=1024, validator=_patch_multiple)
+    image_size: int = attrs.field(default=640, validator=_patch_multiple)
+    batch_size: int = attrs.field(default=1, validator=_positive)
+    no_repeat_ngram_size: int = attrs.field(default=20, validator=_positive)
+    variant: str = DEFAULT_VARIANT
+
+    @property
+    def grid(self) -> Grid | None:
+        """Tile grid (columns, rows), or None where no tiles are cut."""
+        return crop_grid(self.page_width, self.page_height) if self.crop_mode else None
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The batches that go through the vision encoders, in their order."""
+        overview = View("global", 1, self.base_size)
+        if self.grid is None:
+            return (overview,)
+        columns, rows = self.grid
+        return (View("crops", columns * rows, self.image_size), overview)
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions of the prompt that hold image features."""
+        return image_tokens(self.grid, base_size=self.base_size, image_size=self.image_size)
+
+    @property
+    def seq_len(self) -> int:
+        """Positions of the prompt."""
+        return self.image_tokens + self.text_tokens
+
+
+def profile_names() -> list[str]:
+    """Ids of the built-in profiles."""
+    folder = resources.files("analytic") / "data" / "workloads"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_workload(name: str) -> Workload:
+    """A built-in profile by its id, or a custom one from a TOML file.
+
+    Parameters
+    ----------
+    name
+        Profile id, or the path of a ``.toml`` file with the fields of `Workload` (``id`` defaults to the file's name).
+
+    Raises
+    ------
+    InputError
+        If there is no such profile or file, or a field is unknown, missing or impossible.
+    """
+    if name in profile_names():
+        text = (resources.files("analytic") / "data" / "workloads" / f"{name}.toml").read_text(encoding="utf-8")
+        return _from_toml(text, name)
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return _from_toml(path.read_text(encoding="utf-8"), path.stem)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"workload file {name} cannot be read: {error}") from error
+    choices = ", ".join(profile_names())
+    raise InputError(f"no workload {name!r}; choose one of {choices}, or a .toml file, with --workload")
+
+
+def _from_toml(text: str, default_id: str) -> Workload:
+    try:
+        fields: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"workload {default_id} is not valid TOML: {error}") from error
+    known = [field.name for field in attrs.fields(Workload)]
+    for key in fields:
+        if key not in known:
+            raise InputError(f"workload {default_id} has no field {key!r}; the fields are {', '.join(known)}")
+    try:
+        return Workload(**{"id": default_id} | fields)
+    except TypeError as error:
+        raise InputError(f"workload {default_id} is incomplete: {error}") from error
