@@ -1,0 +1,55 @@
+# Every target builds .venv by itself. `make help` lists them.
+
+# Python 3.11 to 3.13.
+PYTHON ?= python3
+# Installed first and on its own, so that a local or CPU-only wheel is taken where pip knows one. For another build, e.g.
+#   make run TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu128'
+TORCH ?= torch==2.13.0
+WORKLOAD ?= dsocr-standard-v1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: run test lint docs bench clean help
+
+run: $(READY) ## trace the standard workload on the best device present, print the summary and the report's path
+	$(BIN)/dsocr-trace run --workload $(WORKLOAD)
+
+test: lint ## lint, then every test
+	$(BIN)/pytest
+
+lint: $(READY) ## ruff, mypy and the import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(DOCS_READY) ## the documentation site, into site/
+	$(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(READY) ## every benchmark
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove caches and built files; .venv and results/ stay
+	rm -rf site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(wildcard analytic hooks stage_runners dsocr_trace tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Dependency groups need pip 25.1.
+	$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install --constraint constraints.txt $(TORCH)
+	$(PIP) install --constraint constraints.txt --editable . --group dev
+	touch $@
+
+$(DOCS_READY): $(READY)
+	$(PIP) install --constraint constraints.txt --group docs
+	touch $@

@@ -1,0 +1,137 @@
+"""CLIP-L vision transformer, fed with SAM features instead of patches."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+
+from analytic import operators as op
+from analytic.cost import FP32
+from analytic.layers.base import Layer, LayerList
+from analytic.layers.basic import Conv2d, Embedding, LayerNorm, Linear
+from analytic.layers.sam import BICUBIC_TAPS
+
+if TYPE_CHECKING:
+    from analytic.config import ClipConfig
+    from analytic.layers.base import Scope
+
+
+@attrs.frozen
+class ClipEmbeddings(Layer):
+    """Class token and position table around ready-made patch features. Its own patch embedding is never called."""
+
+    module_class: ClassVar[str] = "CLIPVisionEmbeddings"
+    width: int
+    patch_embedding: Conv2d
+    position_embedding: Embedding
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Class token."""
+        return {"class_embedding": (self.width,)}
+
+    def forward(self, at: Scope, images: int, side: int) -> None:
+        """Apply to feature maps of `side` times `side` positions."""
+        tokens = (1 + side * side) * self.width
+        at.op("class_token_cat", "copy", op.cat(images * tokens, at.item, weights=images * self.width))
+        table = self.position_embedding.entries
+        self.position_embedding.forward(at.child("position_embedding"), table)
+        if side != math.isqrt(table - 1):
+            self._resize_positions(at, (table - 1) * self.width, side * side * self.width)
+        at.op("position_add", "elementwise", op.elementwise(images * tokens, at.item, shared=tokens))
+
+    def _resize_positions(self, at: Scope, source: int, target: int) -> None:
+        cast = op.cast(source, at.item, FP32) + op.cast(target, FP32, at.item)
+        copies = op.copy(source, at.item) + op.cat(target + self.width, at.item)
+        at.op("position_cast", "copy", cast + copies)
+        at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype="float32")
+
+
+@attrs.frozen
+class ClipAttention(Layer):
+    """Full self-attention."""
+
+    module_class: ClassVar[str] = "NoTPAttention"
+    heads: int
+    head_dim: int
+    qkv_proj: Linear
+    out_proj: Linear
+
+    def forward(self, at: Scope, images: int, positions: int) -> None:
+        """Attend within each image."""
+        self.qkv_proj.forward(at.child("qkv_proj"), images * positions)
+        at.op("sdpa", "attention", op.sdpa(images * self.heads, positions, positions, self.head_dim, at.item))
+        self.out_proj.forward(at.child("out_proj"), images * positions)
+
+
+@attrs.frozen
+class ClipMlp(Layer):
+    """Two linear layers with a quick GELU between them."""
+
+    module_class: ClassVar[str] = "NoTPFeedForward"
+    fc1: Linear
+    fc2: Linear
+
+    def forward(self, at: Scope, rows: int) -> None:
+        """Apply to `rows` vectors."""
+        self.fc1.forward(at.child("fc1"), rows)
+        at.op("quick_gelu", "activation", op.quick_gelu(rows * self.fc1.out_features, at.item))
+        self.fc2.forward(at.child("fc2"), rows)
+
+
+@attrs.frozen
+class ClipBlock(Layer):
+    """Pre-norm transformer block."""
+
+    module_class: ClassVar[str] = "NoTPTransformerBlock"
+    width: int
+    self_attn: ClipAttention
+    mlp: ClipMlp
+    layer_norm1: LayerNorm
+    layer_norm2: LayerNorm
+
+    def forward(self, at: Scope, images: int, positions: int) -> None:
+        """Apply to `positions` positions of each image."""
+        rows = images * positions
+        self.layer_norm1.forward(at.child("layer_norm1"), rows)
+        self.self_attn.forward(at.child("self_attn"), images, positions)
+        at.op("residual_attention", "elementwise", op.elementwise(rows * self.width, at.item, operands=2))
+        self.layer_norm2.forward(at.child("layer_norm2"), rows)
+        self.mlp.forward(at.child("mlp"), rows)
+        at.op("residual_mlp", "elementwise", op.elementwise(rows * self.width, at.item, operands=2))
+
+
+@attrs.frozen
+class ClipTransformer(Layer):
+    """The stack of blocks, all alike."""
+
+    module_class: ClassVar[str] = "NoTPTransformer"
+    block: ClipBlock
+    layers: LayerList
+
+    def children(self) -> Iterator[tuple[str, Layer]]:
+        """Only the list: `block` is each of its entries."""
+        yield "layers", self.layers
+
+    def forward(self, at: Scope, images: int, positions: int) -> None:
+        """Apply to `positions` positions of each image."""
+        for index, _ in self.layers.children():
+            self.block.forward(at.child(f"layers.{index}"), images, positions)
+
+
+@attrs.frozen
+class ClipEncoder(Layer):
+    """SAM features to tokens."""
+
+    module_class: ClassVar[str] = "VitModel"
+    embeddings: ClipEmbeddings
+    transformer: ClipTransformer
+    pre_layrnorm: LayerNorm
+
+    def forward(self, at: Scope, images: int, side: int) -> None:
+        """Apply to feature maps of `side` times `side` positions."""
+        positions = 1 + side * side
+        self.embeddings.forward(at.child("embeddings"), images, side)
+        self.pre_layrnorm.forward(at.child("pre_layrnorm"), images * positions)
+        self.transformer.forward(at.child("transformer"), images, positions)
