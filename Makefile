@@ -2,16 +2,17 @@
 
 # Python 3.11 to 3.13.
 PYTHON ?= python3
-# Installed first and on its own, so that a local or CPU-only wheel is taken where pip knows one. For another build, e.g.
-#   make run TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu128'
+# Installed first and on its own, so that a local or CPU-only wheel is taken where pip knows one. For another build, while
+# there is no .venv yet: make run TORCH='torch --index-url https://download.pytorch.org/whl/cu128'
 TORCH ?= torch==2.13.0
 WORKLOAD ?= dsocr-standard-v1
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+CONSTRAINTS := $(VENV)/constraints.txt
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
@@ -46,10 +47,12 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	$(PIP) install --upgrade 'pip>=25.1'
-	$(PIP) install --constraint constraints.txt $(TORCH)
-	$(PIP) install --constraint constraints.txt --editable . --group dev
+	@# TORCH alone decides on torch.
+	grep -v '^torch==' constraints.txt > $(CONSTRAINTS)
+	$(PIP) install --constraint $(CONSTRAINTS) $(TORCH)
+	$(PIP) install --constraint $(CONSTRAINTS) --editable . --group dev
 	touch $@
 
 $(DOCS_READY): $(READY)
-	$(PIP) install --constraint constraints.txt --group docs
+	$(PIP) install --constraint $(CONSTRAINTS) --group docs
 	touch $@

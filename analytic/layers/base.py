@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
 
 import attrs
 
@@ -57,12 +57,15 @@ class Layer:
         return {}
 
 
+SomeLayer = TypeVar("SomeLayer", bound=Layer)
+
+
 @attrs.frozen
-class LayerList(Layer):
+class LayerList(Layer, Generic[SomeLayer]):
     """Numbered layers. The list itself is never called."""
 
     module_class: ClassVar[str] = "ModuleList"
-    layers: tuple[Layer, ...]
+    layers: tuple[SomeLayer, ...]
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Layers by their number."""
@@ -110,9 +113,14 @@ class Tape:
     calls: dict[str, int] = attrs.field(factory=dict)
     operators: dict[tuple[str, str], OperatorRuns] = attrs.field(factory=dict)
 
-    def root(self, path: str, forwards: int) -> Scope:
+    def at(self, path: str, forwards: int) -> Scope:
         """Scope of the module at `path`, without counting a call of it."""
         return Scope(self, path, forwards)
+
+    def enter(self, forwards: int) -> Scope:
+        """Scope of the root, called in all `forwards`."""
+        self.calls[""] = forwards
+        return self.at("", forwards)
 
 
 @attrs.frozen

@@ -47,9 +47,7 @@ class Conv2d(Layer):
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Weight (out, in, kernel, kernel), and a bias."""
-        weight: dict[str, tuple[int, ...]] = {
-            "weight": (self.out_channels, self.in_channels, self.kernel, self.kernel)
-        }
+        weight: dict[str, tuple[int, ...]] = {"weight": (self.out_channels, self.in_channels, self.kernel, self.kernel)}
         return weight | ({"bias": (self.out_channels,)} if self.bias else {})
 
     def out_side(self, side: Size) -> Size:
@@ -128,7 +126,7 @@ class Embedding(Layer):
     width: int
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """The table."""
+        """Weight (entries, width)."""
         return {"weight": (self.entries, self.width)}
 
     def forward(self, at: Scope, rows: Size) -> None:

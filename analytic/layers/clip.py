@@ -104,20 +104,15 @@ class ClipBlock(Layer):
 
 @attrs.frozen
 class ClipTransformer(Layer):
-    """The stack of blocks, all alike."""
+    """The stack of blocks."""
 
     module_class: ClassVar[str] = "NoTPTransformer"
-    block: ClipBlock
-    layers: LayerList
-
-    def children(self) -> Iterator[tuple[str, Layer]]:
-        """Only the list: `block` is each of its entries."""
-        yield "layers", self.layers
+    layers: LayerList[ClipBlock]
 
     def forward(self, at: Scope, images: int, positions: int) -> None:
         """Apply to `positions` positions of each image."""
-        for index, _ in self.layers.children():
-            self.block.forward(at.child(f"layers.{index}"), images, positions)
+        for index, block in enumerate(self.layers.layers):
+            block.forward(at.child(f"layers.{index}"), images, positions)
 
 
 @attrs.frozen
@@ -135,3 +130,29 @@ class ClipEncoder(Layer):
         self.embeddings.forward(at.child("embeddings"), images, side)
         self.pre_layrnorm.forward(at.child("pre_layrnorm"), images * positions)
         self.transformer.forward(at.child("transformer"), images, positions)
+
+
+def clip_encoder(config: ClipConfig) -> ClipEncoder:
+    """Build the encoder."""
+    width, hidden = config.width, config.mlp_ratio * config.width
+    block = ClipBlock(
+        width=width,
+        self_attn=ClipAttention(
+            heads=config.heads,
+            head_dim=config.head_dim,
+            qkv_proj=Linear(width, 3 * width, bias=True),
+            out_proj=Linear(width, width, bias=True),
+        ),
+        mlp=ClipMlp(fc1=Linear(width, hidden, bias=True), fc2=Linear(hidden, width, bias=True)),
+        layer_norm1=LayerNorm(width),
+        layer_norm2=LayerNorm(width),
+    )
+    return ClipEncoder(
+        embeddings=ClipEmbeddings(
+            width=width,
+            patch_embedding=Conv2d(3, width, config.patch_size, config.patch_size, 0, bias=False),
+            position_embedding=Embedding(config.positions, width),
+        ),
+        transformer=ClipTransformer(LayerList((block,) * config.layers)),
+        pre_layrnorm=LayerNorm(width),
+    )

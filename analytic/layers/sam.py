@@ -149,7 +149,7 @@ class SamNeck(Layer):
     mix: Conv2d
 
     def children(self) -> Iterator[tuple[str, Layer]]:
-        """The four layers by their number."""
+        """Name the four layers by their number."""
         return iter((("0", self.narrow), ("1", self.norm), ("2", self.mix), ("3", self.norm)))
 
     def forward(self, at: Scope, images: int, side: int) -> None:
@@ -168,7 +168,7 @@ class SamEncoder(Layer):
     width: int
     position_grid: int
     patch_embed: SamPatchEmbed
-    blocks: LayerList
+    blocks: LayerList[SamBlock]
     neck: SamNeck
     net_2: Conv2d
     net_3: Conv2d
@@ -188,8 +188,7 @@ class SamEncoder(Layer):
         self.patch_embed.forward(at.child("patch_embed"), images, side)
         patches: int = self.patch_embed.proj.out_side(side)
         self._add_positions(at, images, patches)
-        for index, block in self.blocks.children():
-            assert isinstance(block, SamBlock)  # noqa: S101  for the type checker: built by sam_encoder
+        for index, block in enumerate(self.blocks.layers):
             block.forward(at.child(f"blocks.{index}"), images, patches)
         self.neck.forward(at.child("neck"), images, patches)
         self.net_2.forward(at.child("net_2"), images, patches)

@@ -34,7 +34,7 @@ def linear(rows: Size, in_features: Size, out_features: Size, item: int, *, bias
     )
 
 
-def conv2d(  # noqa: PLR0913  a convolution has that many sizes
+def conv2d(  # noqa: PLR0913, PLR0917  a convolution has that many sizes
     images: Size,
     in_channels: Size,
     out_channels: Size,

@@ -6,7 +6,7 @@ from analytic.cost import FP32, Cost, Size
 from analytic.operators.movement import cast
 
 
-def elementwise(
+def elementwise(  # noqa: PLR0913  operands come in three kinds
     elements: Size, item: int, *, operands: int = 1, flops: int = 1, shared: Size = 0, weights: Size = 0
 ) -> Cost:
     """One arithmetic operator over all elements: add, multiply, negate, ...
@@ -42,9 +42,7 @@ def elementwise(
 def reduction(elements: Size, results: Size, item: int) -> Cost:
     """Sum, mean or maximum: 1 operation per element, and the results written."""
     written = results * item
-    return Cost(
-        vector_flops=elements, bytes_read=elements * item, bytes_written=written, activation_bytes=written
-    )
+    return Cost(vector_flops=elements, bytes_read=elements * item, bytes_written=written, activation_bytes=written)
 
 
 def layer_norm(rows: Size, width: Size, item: int) -> Cost:
@@ -115,9 +113,7 @@ def silu(elements: Size, item: int) -> Cost:
 def quick_gelu(elements: Size, item: int) -> Cost:
     """``x * sigmoid(1.702 x)`` as three operators: multiply, sigmoid (4 operations), multiply."""
     sequence = (
-        elementwise(elements, item)
-        + elementwise(elements, item, flops=4)
-        + elementwise(elements, item, operands=2)
+        elementwise(elements, item) + elementwise(elements, item, flops=4) + elementwise(elements, item, operands=2)
     )
     return sequence.handing_on(elements * item)
 

@@ -1,0 +1,119 @@
+"""The whole model: vision features placed into the prompt, then the decoder and its language head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+
+from analytic import operators as op
+from analytic.cost import FP32, INT64
+from analytic.layers.base import Layer, LayerList
+from analytic.layers.basic import Embedding, Linear, RmsNorm
+from analytic.layers.clip import ClipEncoder, clip_encoder
+from analytic.layers.decoder import DecoderLayer, DecoderShape, decoder_layers
+from analytic.layers.sam import SamEncoder, sam_encoder
+
+if TYPE_CHECKING:
+    from analytic.config import ModelConfig
+    from analytic.layers.base import Scope
+    from analytic.workload import View, Workload
+
+
+@attrs.frozen
+class VisionProjector(Layer):
+    """Linear map of joined vision features into the decoder's width."""
+
+    module_class: ClassVar[str] = "MlpProjector"
+    layers: Linear
+
+    def forward(self, at: Scope, rows: int) -> None:
+        """Apply to `rows` vectors."""
+        self.layers.forward(at.child("layers"), rows)
+
+
+@attrs.frozen
+class OcrModel(Layer):
+    """Vision encoders and decoder layers, without the language head."""
+
+    module_class: ClassVar[str] = "DeepseekOCRModel"
+    embed_tokens: Embedding
+    layers: LayerList[DecoderLayer]
+    norm: RmsNorm
+    sam_model: SamEncoder
+    vision_model: ClipEncoder
+    projector: VisionProjector
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Embeddings of the row end and of the separator between views."""
+        return {"image_newline": (self.norm.width,), "view_seperator": (self.norm.width,)}
+
+    def encode_view(self, at: Scope, view: View) -> None:
+        """Run the vision encoders on one batch of views."""
+        side = self.sam_model.out_side(view.size)
+        self.sam_model.forward(at.child("sam_model"), view.count, view.size)
+        self.vision_model.forward(at.child("vision_model"), view.count, side)
+        self.projector.forward(at.child("projector"), view.count * side * side)
+
+    def place_images(self, at: Scope, workload: Workload) -> None:
+        """Lay out the features of one page in reading order and put them into the prompt.
+
+        The two sums test whether the views hold an image at all; without tiles, zeros of the global view's size
+        stand for them.
+        """
+        width = self.norm.width
+        for view in workload.views:
+            self._lay_out(at, view, workload)
+        empty_tiles = len(workload.views) == 1
+        pixels = 3 * sum(view.count * view.size**2 for view in workload.views) * (1 + empty_tiles)
+        at.op("image_sums", "reduction", op.reduction(pixels, 2, at.item))
+        at.op("views_cat", "copy", op.cat(workload.image_tokens * width, at.item, weights=width))
+        cost = op.masked_scatter(workload.seq_len, workload.image_tokens, width, at.item)
+        at.op("masked_scatter", "embedding", cost)
+
+    def _lay_out(self, at: Scope, view: View, workload: Workload) -> None:
+        """Join SAM's and CLIP's features, then end every row of tokens with a newline embedding."""
+        width, side = self.norm.width, self.sam_model.out_side(view.size)
+        tokens = view.count * side * side
+        at.op("features_cat", "copy", op.cat(tokens * self.projector.layers.in_features, at.item))
+        columns, rows = (workload.grid or (1, 1)) if view.kind == "crops" else (1, 1)
+        if columns > 1:  # one column of tiles is in reading order already
+            at.op("tile_order", "copy", op.copy(tokens * width, at.item))
+        ends = rows * side * width
+        at.op("newline_cat", "copy", op.cat((columns * side + 1) * ends, at.item, weights=ends))
+
+    def decode(self, at: Scope, shape: DecoderShape) -> None:
+        """Run the decoder on new positions."""
+        self.embed_tokens.forward(at.child("embed_tokens"), shape.rows)
+        at.op("position_ids", "embedding", op.fill(shape.positions, INT64))
+        for index, layer in enumerate(self.layers.layers):
+            layer.forward(at.child(f"layers.{index}"), shape, index)
+        self.norm.forward(at.child("norm"), shape.rows)
+
+
+@attrs.frozen
+class OcrForCausalLM(Layer):
+    """The model with its language head: the root."""
+
+    module_class: ClassVar[str] = "DeepseekOCRForCausalLM"
+    model: OcrModel
+    lm_head: Linear
+
+    def score(self, at: Scope, shape: DecoderShape) -> None:
+        """Logits of every new position, in fp32."""
+        self.lm_head.forward(at.child("lm_head"), shape.rows)
+        at.op("logits_to_fp32", "copy", op.cast(shape.rows * self.lm_head.out_features, at.item, FP32))
+
+
+def build_model(config: ModelConfig) -> OcrForCausalLM:
+    """Build the tree of layers."""
+    decoder = config.decoder
+    model = OcrModel(
+        embed_tokens=Embedding(decoder.vocab_size, decoder.hidden_size),
+        layers=decoder_layers(decoder),
+        norm=RmsNorm(decoder.hidden_size),
+        sam_model=sam_encoder(config.sam),
+        vision_model=clip_encoder(config.clip),
+        projector=VisionProjector(Linear(config.projector.input_dim, config.projector.output_dim, bias=True)),
+    )
+    return OcrForCausalLM(model, Linear(decoder.hidden_size, decoder.vocab_size, bias=False))

@@ -1,0 +1,96 @@
+"""What must hold in every run: nothing measured is lost or counted twice, and the parts add up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analytic.errors import DsocrTraceError
+from hooks.attribution import REASONS, UNCLASSIFIED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class BrokenInvariantError(DsocrTraceError):
+    """The run contradicts itself, so it is not written."""
+
+
+def check_run(tables: Mapping[str, pd.DataFrame], model_flops: Mapping[str, int] | None) -> dict[str, dict[str, int]]:
+    """Check the invariants of a run.
+
+    Parameters
+    ----------
+    tables
+        The run's tables by name.
+    model_flops
+        Tensor and vector FLOPs of each predicted stage, summed over the whole model in one go; None where nothing
+        is predicted.
+
+    Returns
+    -------
+    dict
+        For each stage the conserved sums: ``events``, ``event_ns``, and ``flops`` where predicted.
+
+    Raises
+    ------
+    BrokenInvariantError
+        If one does not hold; names it and the first place.
+    """
+    attribution, kernels = tables["attribution"], tables["kernels"]
+    _check_one_place(kernels)
+    sums = _check_conservation(attribution, kernels)
+    _check_totals(attribution)
+    for stage, flops in (model_flops or {}).items():
+        mine = attribution[attribution["stage"] == stage]
+        found = int(mine["tensor_flops"].fillna(0).sum() + mine["vector_flops"].fillna(0).sum())
+        if found != flops:
+            raise BrokenInvariantError(f"stage {stage}: the modules' FLOPs sum to {found}, the model's are {flops}")
+        sums.setdefault(stage, {})["flops"] = flops
+    return sums
+
+
+def _check_one_place(kernels: pd.DataFrame) -> None:
+    has_call, reason = kernels["call_id"].notna(), kernels["unclassified_reason"]
+    wrong = kernels[has_call == reason.notna()]
+    if len(wrong):
+        raise BrokenInvariantError(
+            f"{len(wrong)} events have both a call and an unclassified reason, or neither; "
+            f"the first is event {wrong['event_id'].iloc[0]}"
+        )
+    unknown = set(reason.dropna().unique()) - REASONS.keys()
+    if unknown:
+        raise BrokenInvariantError(f"unknown unclassified reason {sorted(unknown)[0]!r}")
+
+
+def _check_conservation(attribution: pd.DataFrame, kernels: pd.DataFrame) -> dict[str, dict[str, int]]:
+    sums = {}
+    for stage in sorted({*attribution["stage"], *kernels["stage"]}):
+        rows, events = attribution[attribution["stage"] == stage], kernels[kernels["stage"] == stage]
+        for what, found, measured in (
+            ("ns", int(rows["measured_self_ns"].sum()), int(events["duration_ns"].sum())),
+            ("events", int(rows["event_count"].sum()), len(events)),
+        ):
+            if found != measured:
+                raise BrokenInvariantError(f"stage {stage}: the ledger holds {found} {what}, measured were {measured}")
+        sums[stage] = {"events": len(events), "event_ns": int(events["duration_ns"].sum())}
+    return sums
+
+
+def _check_totals(attribution: pd.DataFrame) -> None:
+    named = attribution[attribution["module_path"] != UNCLASSIFIED]
+    children = named.groupby(["stage", "parent_path"])["measured_total_ns"].sum()
+    keys = pd.MultiIndex.from_frame(named[["stage", "module_path"]])
+    below = children.reindex(keys).fillna(0).to_numpy()
+    wrong = named[named["measured_total_ns"] != named["measured_self_ns"] + below]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise BrokenInvariantError(
+            f"stage {first['stage']}: the total of module {first['module_path']!r} is "
+            f"{first['measured_total_ns']} ns, its own time and its children's totals are another sum"
+        )
+    # Roots hold everything, so no row hangs from a parent that has none.
+    roots = int(named.loc[named["parent_path"].isna(), "measured_total_ns"].sum())
+    if roots != int(named["measured_self_ns"].sum()):
+        raise BrokenInvariantError("the root's total is not the sum of all modules' own time")

@@ -1,0 +1,195 @@
+"""The join: for every module and stage what was measured beside what was predicted, and the rest by reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from hooks.attribution import UNCLASSIFIED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_KEY = ["stage", "module_path"]
+
+
+def attribution_table(
+    modules: pd.DataFrame,
+    calls: pd.DataFrame,
+    kernels: pd.DataFrame,
+    predictions: pd.DataFrame,
+    sampling: Mapping[str, float],
+) -> pd.DataFrame:
+    """Join measurement and prediction by (stage, module), and add the events of no module by reason.
+
+    Parameters
+    ----------
+    modules
+        The module tree (`dsocr_trace.schemas.MODULES`).
+    calls
+        Calls of one traced generation per page (`hooks.tables.CALLS`).
+    kernels
+        Attributed events (`hooks.tables.KERNELS`).
+    predictions
+        Predicted self values (`dsocr_trace.schemas.PREDICTIONS`), possibly empty.
+    sampling
+        For each stage, forwards run over forwards profiled: what scales measured time to the whole stage.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns of `dsocr_trace.schemas.ATTRIBUTION`. A module has a row in each stage in which it, or a module
+        below it, was called, measured or predicted.
+    """
+    named = kernels[kernels["unclassified_reason"].isna()]
+    rows = _keys(modules, calls, named, predictions)
+    rows = rows.join(_measured(named), on=_KEY).join(_called(calls), on=_KEY).join(_predicted(predictions), on=_KEY)
+    counts = ["calls", "event_count", "measured_self_ns", "wall_total_ns"]
+    rows[counts] = rows[counts].fillna(0).astype("int64")
+    if len(predictions):
+        sums = ["predicted_self_ns", "tensor_flops", "vector_flops", "bytes_total"]
+        rows[sums] = rows[sums].fillna(0).astype("int64")
+    factor = rows["stage"].map(dict(sampling)).fillna(1.0)
+    rows["scaled_self_ns"] = np.rint(rows["measured_self_ns"] * factor).astype("int64")
+    for quantity in ("measured", "scaled", "predicted"):
+        rows[f"{quantity}_total_ns"] = rolled_up(rows, f"{quantity}_self_ns")
+    rows = pd.concat([rows, _unclassified(kernels, sampling)], ignore_index=True)
+    return _with_rates(rows)
+
+
+def _keys(modules: pd.DataFrame, *tables: pd.DataFrame) -> pd.DataFrame:
+    """(stage, module) pairs that any table mentions, with all their ancestors, in the order of the module tree."""
+    parent = dict(zip(modules["module_path"], modules["parent_path"], strict=True))
+    wanted: dict[str, set[str]] = {}
+    for table in tables:
+        for stage, paths in table.groupby("stage")["module_path"]:
+            wanted.setdefault(str(stage), set()).update(paths.unique())
+    frames = []
+    for stage, paths in wanted.items():
+        for path in list(paths):
+            while isinstance(path := parent.get(path), str):
+                paths.add(path)
+        mine = modules[modules["module_path"].isin(paths)]
+        frames.append(mine.assign(stage=stage))
+    columns = ["stage", "module_path", "module_class", "analytic_layer", "parent_path", "depth"]
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+def _measured(named: pd.DataFrame) -> pd.DataFrame:
+    groups = named.groupby(_KEY)["duration_ns"]
+    return groups.agg(measured_self_ns="sum", event_count="size")
+
+
+def _called(calls: pd.DataFrame) -> pd.DataFrame:
+    return (
+        calls.assign(wall=calls["end_ns"] - calls["start_ns"])
+        .groupby(_KEY)["wall"]
+        .agg(wall_total_ns="sum", calls="size")
+    )
+
+
+def _predicted(predictions: pd.DataFrame) -> pd.DataFrame:
+    frame = predictions.set_index(_KEY)
+    return pd.DataFrame(
+        {
+            "predicted_self_ns": frame["predicted_ns"],
+            "tensor_flops": frame["tensor_flops"],
+            "vector_flops": frame["vector_flops"],
+            "bytes_total": frame["bytes_read"] + frame["bytes_written"],
+        }
+    )
+
+
+def rolled_up(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Self values of `column` plus those of all modules below, within each stage."""
+    totals = rows[column].copy()
+    place = pd.Series(rows.index, index=pd.MultiIndex.from_frame(rows[_KEY]))
+    for depth in range(int(rows["depth"].max()), 0, -1):
+        level = rows.index[rows["depth"] == depth]
+        parents = place.reindex(pd.MultiIndex.from_frame(rows.loc[level, ["stage", "parent_path"]]))
+        added = totals.loc[level].groupby(parents.to_numpy()).sum()
+        totals.loc[added.index] += added
+    return totals
+
+
+def _unclassified(kernels: pd.DataFrame, sampling: Mapping[str, float]) -> pd.DataFrame:
+    """One row per (stage, reason) of the events that belong to no module."""
+    rest = kernels[kernels["unclassified_reason"].notna()]
+    rows = (
+        rest.groupby(["stage", "unclassified_reason"])["duration_ns"]
+        .agg(measured_self_ns="sum", event_count="size")
+        .reset_index()
+    )
+    factor = rows["stage"].map(dict(sampling)).fillna(1.0)
+    scaled = np.rint(rows["measured_self_ns"] * factor).astype("int64")
+    return rows.assign(
+        module_path=UNCLASSIFIED,
+        depth=0,
+        calls=0,
+        measured_total_ns=rows["measured_self_ns"],
+        scaled_self_ns=scaled,
+        scaled_total_ns=scaled,
+    )
+
+
+def _with_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    scaled = rows["scaled_self_ns"].where(rows["scaled_self_ns"] > 0)
+    whole = rows.groupby("stage")["measured_self_ns"].transform("sum")
+    return rows.assign(
+        ratio_predicted_to_measured=rows["predicted_self_ns"] / scaled,
+        achieved_flops_per_s=(rows["tensor_flops"] + rows["vector_flops"]) * 1e9 / scaled,
+        achieved_bytes_per_s=rows["bytes_total"] * 1e9 / scaled,
+        share_of_time=rows["measured_self_ns"] / whole.where(whole > 0),
+    )
+
+
+def operators_table(
+    kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Mapping[str, float]
+) -> pd.DataFrame:
+    """Measured and predicted work of each module by operator category.
+
+    Parameters
+    ----------
+    kernels
+        Attributed events.
+    predicted
+        Predicted (stage, module_path, operator_category) with predicted_ns, flops, bytes; possibly empty.
+    sampling
+        For each stage, forwards run over forwards profiled.
+    """
+    key = [*_KEY, "operator_category"]
+    measured = kernels.groupby(key)["duration_ns"].agg(measured_ns="sum", event_count="size").reset_index()
+    rows = measured.merge(predicted, on=key, how="outer")
+    counts = ["event_count", "measured_ns"]
+    rows[counts] = rows[counts].fillna(0).astype("int64")
+    factor = rows["stage"].map(dict(sampling)).fillna(1.0)
+    rows["scaled_ns"] = np.rint(rows["measured_ns"] * factor).astype("int64")
+    if len(predicted):
+        sums = ["predicted_ns", "flops", "bytes"]
+        is_named = rows["module_path"] != UNCLASSIFIED
+        rows.loc[is_named, sums] = rows.loc[is_named, sums].fillna(0)
+    of_module = rows.groupby(_KEY)["flops"].transform("sum")
+    rows["share_of_module_flops"] = rows["flops"] / of_module.where(of_module > 0)
+    return rows
+
+
+def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Predicted memory of each predicted (stage, module), beside the weights that the live model holds.
+
+    Activations and the cache are measured by no pass yet: those columns are empty.
+    """
+    live = modules.set_index("module_path")["weight_bytes"]
+    return pd.DataFrame(
+        {
+            "stage": predictions["stage"],
+            "module_path": predictions["module_path"],
+            "predicted_weight_bytes": predictions["weight_bytes"],
+            "measured_weight_bytes": predictions["module_path"].map(live),
+            "predicted_activation_peak_bytes": predictions["activation_bytes"],
+            "measured_activation_peak_bytes": None,
+            "predicted_kv_cache_bytes": predictions["kv_cache_bytes"],
+            "measured_kv_cache_bytes": None,
+        }
+    )
