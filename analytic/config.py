@@ -147,7 +147,7 @@ class ModelConfig:
         except (KeyError, TypeError, ValueError) as error:
             message = f"{origin} is not a DeepSeek-OCR configuration: {type(error).__name__}: {error}"
             raise InputError(message) from error
-        config._check(origin)
+        config.check(origin)
         return config
 
     @classmethod
@@ -198,7 +198,8 @@ class ModelConfig:
             torch_dtype=str(raw.get("torch_dtype", "bfloat16")),
         )
 
-    def _check(self, origin: str) -> None:
+    def check(self, origin: str) -> None:
+        """Raise `InputError` unless the sizes are positive and fit together; `origin` names the file."""
         sam, clip, decoder = self.sam, self.clip, self.decoder
         sizes = {
             f"{part}.{field.name}": getattr(getattr(self, part), field.name)

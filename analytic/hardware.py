@@ -73,7 +73,7 @@ class Hardware:
         return figures[dtype].value
 
 
-def cpu_hardware(  # noqa: PLR0913  six figures make a processor
+def cpu_hardware(
     name: str,
     *,
     cores: int,

@@ -94,9 +94,9 @@ class Operation:
     compute_dtype
         Dtype in which it computes.
     calls
-        Calls of the module in which it ran.
+        How often it ran.
     cost
-        Sum over the calls, in plain ints.
+        Sum over all its runs, in plain ints.
     runs
         Pairs of a number of calls and their cost, each field of which is one number for all of them or an array
         with one entry per call.
@@ -134,7 +134,7 @@ class Work:
     routing: Routing
 
 
-def operations(  # noqa: PLR0913  all but the first two have a default
+def operations(
     config: ModelConfig,
     workload: Workload,
     *,

@@ -112,7 +112,7 @@ class CategoryRow:
     share_of_module_flops: float | None
 
 
-def predict(  # noqa: PLR0913  all but the first three have a default
+def predict(
     config: ModelConfig,
     workload: Workload,
     *,

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Counts: TypeAlias = npt.NDArray[np.int64]
 
 
+def _as_rows(counts: Mapping[int, npt.ArrayLike]) -> dict[int, Counts]:
+    return {layer: np.atleast_2d(np.asarray(array, dtype=np.int64)) for layer, array in counts.items()}
+
+
 @attrs.frozen(eq=False)
 class Routing:
     """Tokens per expert, for every forward of the decoder.
@@ -25,15 +29,15 @@ class Routing:
     Attributes
     ----------
     prefill
-        For each mixture-of-experts layer, counts of shape (1, experts).
+        For each mixture-of-experts layer, counts of shape (1, experts); (experts,) is accepted.
     decode
         For each mixture-of-experts layer, counts of shape (decode forwards, experts).
     source
         ``measured`` in a run, or ``balanced``: the expectation used for planning.
     """
 
-    prefill: Mapping[int, Counts]
-    decode: Mapping[int, Counts]
+    prefill: Mapping[int, Counts] = attrs.field(converter=_as_rows)
+    decode: Mapping[int, Counts] = attrs.field(converter=_as_rows)
     source: Literal["measured", "balanced"]
 
     @classmethod

@@ -32,7 +32,8 @@ def _patch_multiple(instance: Workload, attribute: attrs.Attribute[int], value: 
     _positive(instance, attribute, value)
     if value % PATCH_SIZE:
         raise InputError(
-            f"workload {instance.id}: {attribute.name} is {value} px, it must be a multiple of the {PATCH_SIZE} px patch"
+            f"workload {instance.id}: {attribute.name} is {value} px, "
+            f"it must be a multiple of the {PATCH_SIZE} px patch"
         )
 
 

@@ -1,1 +1,28 @@
-"""The face of dsocr-trace."""
+"""dsocr-trace: where DeepSeek-OCR spends its time, beside what every module should cost.
+
+The names below are loaded when first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from dsocr_trace.store import Run, load
+    from hooks.tracer import Tracer as trace  # noqa: N813  reads as a verb in a with statement
+
+__all__ = ["Run", "load", "trace"]
+
+_HOME: Final = {
+    "Run": ("dsocr_trace.store", "Run"),
+    "load": ("dsocr_trace.store", "load"),
+    "trace": ("hooks.tracer", "Tracer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -61,7 +61,7 @@ def _check_one_place(kernels: pd.DataFrame) -> None:
         )
     unknown = set(reason.dropna().unique()) - REASONS.keys()
     if unknown:
-        raise BrokenInvariantError(f"unknown unclassified reason {sorted(unknown)[0]!r}")
+        raise BrokenInvariantError(f"unknown unclassified reason {min(unknown)!r}")
 
 
 def _check_conservation(attribution: pd.DataFrame, kernels: pd.DataFrame) -> dict[str, dict[str, int]]:

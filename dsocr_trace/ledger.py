@@ -61,20 +61,28 @@ def attribution_table(
 
 def _keys(modules: pd.DataFrame, *tables: pd.DataFrame) -> pd.DataFrame:
     """(stage, module) pairs that any table mentions, with all their ancestors, in the order of the module tree."""
-    parent = dict(zip(modules["module_path"], modules["parent_path"], strict=True))
+    below = modules.dropna(subset="parent_path")
+    parent = dict(zip(below["module_path"], below["parent_path"], strict=True))
     wanted: dict[str, set[str]] = {}
     for table in tables:
         for stage, paths in table.groupby("stage")["module_path"]:
             wanted.setdefault(str(stage), set()).update(paths.unique())
     frames = []
     for stage, paths in wanted.items():
-        for path in list(paths):
-            while isinstance(path := parent.get(path), str):
-                paths.add(path)
-        mine = modules[modules["module_path"].isin(paths)]
+        mine = modules[modules["module_path"].isin(paths | _ancestors(paths, parent))]
         frames.append(mine.assign(stage=stage))
     columns = ["stage", "module_path", "module_class", "analytic_layer", "parent_path", "depth"]
     return pd.concat(frames, ignore_index=True)[columns]
+
+
+def _ancestors(paths: set[str], parent: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        above = parent.get(path)
+        while above is not None and above not in found:
+            found.add(above)
+            above = parent.get(above)
+    return found
 
 
 def _measured(named: pd.DataFrame) -> pd.DataFrame:
@@ -145,9 +153,7 @@ def _with_rates(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def operators_table(
-    kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Mapping[str, float]
-) -> pd.DataFrame:
+def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Mapping[str, float]) -> pd.DataFrame:
     """Measured and predicted work of each module by operator category.
 
     Parameters

@@ -46,7 +46,9 @@ class RunWriter:
 
     def __init__(self, root: Path, run_id: str) -> None:
         if Path(run_id).name != run_id or run_id.startswith("."):
-            raise InputError(f"run id {run_id!r} must be a plain name without slashes or leading dot; choose with --run-id")
+            raise InputError(
+                f"run id {run_id!r} must be a plain name without slashes or leading dot; choose with --run-id"
+            )
         self.path = root / run_id
         if self.path.exists():
             raise InputError(f"run {self.path} exists and is left as it is; choose another name with --run-id")
@@ -55,7 +57,9 @@ class RunWriter:
             self._aside = Path(tempfile.mkdtemp(prefix=f".{run_id}.", dir=root))
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            raise InputError(f"cannot write runs to {root}: {reason}; choose another directory with --output") from error
+            raise InputError(
+                f"cannot write runs to {root}: {reason}; choose another directory with --output"
+            ) from error
         free = shutil.disk_usage(root).free
         if free < _ROOM_BYTES:
             self.discard()

@@ -51,14 +51,10 @@ def attribute(events: pa.Table, calls: pa.Table) -> pa.Table:
     innermost, previous_root = _owners(calls, launch, thread)
     innermost[~has_launch] = _NONE
     previous_root[~has_launch] = _NONE
-    reason = np.where(
-        innermost != _NONE,
-        None,
-        np.where(
-            ~has_launch,
-            "no_launch_record",
-            np.where(np.isin(thread, calls["thread"].to_numpy()), "outside_any_module", "thread_not_traced"),
-        ),
+    reason = np.select(
+        [~has_launch, ~np.isin(thread, calls["thread"].to_numpy())],
+        ["no_launch_record", "thread_not_traced"],
+        "outside_any_module",
     )
     # Row of the call that gives an event its stage: its own, else the forward before it.
     row = np.where(innermost != _NONE, innermost, previous_root)
@@ -73,7 +69,7 @@ def attribute(events: pa.Table, calls: pa.Table) -> pa.Table:
         "step": pc.take(calls["step"], context),
         "call_id": pc.take(calls["call_id"], own),
         "module_path": pc.take(calls["module_path"], own).fill_null(UNCLASSIFIED),
-        "unclassified_reason": pa.array(reason, pa.string()),
+        "unclassified_reason": pa.array(reason, pa.string(), mask=innermost != _NONE),
     }
     return pa.table(columns, schema=KERNELS)
 

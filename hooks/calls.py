@@ -119,9 +119,7 @@ def _read(log: ThreadLog, module_count: int, calls_before: int, contexts_before:
         raise _inconsistent(log)
     enters = mark >= 0
     depth = np.cumsum(np.where(enters, 1, -1))
-    lowest = np.minimum(np.minimum.accumulate(depth), 0)
-    matched = enters | (depth >= np.concatenate([[0], lowest[:-1]]))  # others were open when the log was cleared
-    mark, time, enters, depth = mark[matched], time[matched], enters[matched], (depth - lowest)[matched]
+    depth -= np.minimum(np.minimum.accumulate(depth), 0)  # below zero end the calls that were open at a clear()
     level = np.where(enters, depth - 1, depth)
 
     # Within a level, calls do not overlap: each is followed by its own end, if it has one.

@@ -66,7 +66,7 @@ class EventCapture:
 
     def __enter__(self) -> Self:
         with _without_profiler_chatter():
-            self._profile.__enter__()
+            self._profile.start()
         self._mark()
         return self
 
@@ -76,7 +76,7 @@ class EventCapture:
         if error is None:
             self._mark()
         with _without_profiler_chatter():
-            self._profile.__exit__(kind, error, trace)
+            self._profile.stop()
         if error is None:
             self._read()
 
@@ -216,11 +216,11 @@ def self_times(spans: list[tuple[int, int, int]]) -> list[int]:
 
 def _cuda_events(raw: list[Any]) -> list[_Event]:
     """Kernels, copies and sets, each with the runtime call of the same correlation id that launched it."""
-    on_device = [e for e in raw if e.device_type() == torch.autograd.DeviceType.CUDA and not e.is_user_annotation()]
+    on_device = [e for e in raw if e.device_type().name == "CUDA" and not e.is_user_annotation()]
     launches = {
         event.correlation_id(): (event.start_ns(), event.device_resource_id())
         for event in raw
-        if event.device_type() == torch.autograd.DeviceType.CPU and event.name().startswith("cu")
+        if event.device_type().name == "CPU" and event.name().startswith("cu")
     }
     events = []
     for event in on_device:

@@ -38,9 +38,9 @@ _RULES: Final = tuple(
         ("elementwise", r"aten::(add|sub|rsub|mul|div|neg|pow|sqrt|exp|eq|ne|lt|gt|le|ge|where|clamp|triu|tril)_?$"),
         (
             "copy",
-            r"aten::(copy|cat|clone|contiguous|to|_to_copy|type|float|pad|constant_pad_nd|fill|zero|full|zeros"
-            r"|new_zeros|repeat_interleave|item|_local_scalar_dense|masked_fill)_?$",
+            r"aten::(copy|cat|clone|contiguous|to|_to_copy|type|float|pad|constant_pad_nd|repeat_interleave)_?$",
         ),
+        ("copy", r"aten::(fill|zero|full|zeros|new_zeros|masked_fill|item|_local_scalar_dense)_?$"),
         ("attention", r"(?i)flash|fmha|attention|sdpa"),
         ("conv", r"(?i)conv|implicit_gemm|fprop|winograd"),
         ("linear", r"(?i)gemm|gemv|cutlass|nvjet|splitK"),

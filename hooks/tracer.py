@@ -149,8 +149,8 @@ class Tracer:
 
     @property
     def threads(self) -> dict[int, int]:
-        """The pthread identifier of each thread that made calls, by its native id (column ``thread`` of the calls)."""
-        return {log.thread: log.ident for log in self._logs}
+        """The pthread identifier of each thread with recorded calls, by its native id, the calls' ``thread``."""
+        return {log.thread: log.ident for log in self._logs if log.entries}
 
     def install(self) -> Self:
         """Wrap every module that can be wrapped; does nothing when installed already.

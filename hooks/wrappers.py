@@ -67,7 +67,8 @@ def recorded(forward: Forward, threads: Threads, index: int) -> Forward:
         push(index)
         push(clock())
         try:
-            return forward(*args, **kwargs)
+            # Without this, each call copies an empty dict.
+            return forward(*args, **kwargs) if kwargs else forward(*args)
         finally:
             push(left)
             push(clock())

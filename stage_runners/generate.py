@@ -6,8 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
-from transformers.generation import NoRepeatNGramLogitsProcessor
+from transformers import DynamicCache, NoRepeatNGramLogitsProcessor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,8 +71,8 @@ class Generation:
     def fork(self) -> Generation:
         """A generation of its own that stands where this one does."""
         twin = Generation(self._model, self._inputs)
-        twin._cache = copy.deepcopy(self._cache)  # noqa: SLF001  another of the same class
-        twin._ids = self._ids  # noqa: SLF001  never changed in place
+        twin._cache = copy.deepcopy(self._cache)
+        twin._ids = self._ids
         twin.tokens = list(self.tokens)
         return twin
 

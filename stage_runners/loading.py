@@ -207,10 +207,10 @@ class _CheckpointFiles:
             ("has unknown", self.shape.keys() - expected.keys()),
         ):
             if names:
-                shown = ", ".join(sorted(names)[:3])
+                shown, more = ", ".join(sorted(names)[:3]), ", ..." if len(names) > 3 else ""
                 raise InputError(
-                    f"checkpoint {self.directory} {what} {len(names)} tensors ({shown}{', ...' if len(names) > 3 else ''});"
-                    " it does not fit its config.json; give another with --model DIR"
+                    f"checkpoint {self.directory} {what} {len(names)} tensors ({shown}{more}); "
+                    "it does not fit its config.json; give another with --model DIR"
                 )
         for name, shape in expected.items():
             if self.shape[name] != shape:

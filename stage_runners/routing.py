@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from stage_runners.measurement import RoutingCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import nn
 
 _ROUTER_CLASS = "MoEGate"
@@ -56,6 +56,6 @@ class RoutingRecorder:
 
     def _count(self, forwards: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
         counts = np.zeros((len(forwards), self._experts), np.int64)
-        for row, ids in zip(counts, forwards, strict=True):
-            row += np.bincount(ids.flatten().cpu().numpy(), minlength=self._experts)
+        for forward, ids in enumerate(forwards):
+            counts[forward] = np.bincount(ids.flatten().cpu().numpy(), minlength=self._experts)
         return counts

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 #: Subtrees whose calls are the vision stage; projecting features is the last thing that happens to an image.
 VISION_SUBTREES: Final = ("model.sam_model", "model.vision_model", "model.projector")
 
+#: Name of the pass that wall times, calls and routing come from.
+TRACED: Final = "traced"
+
 _OVERHEAD_PAIRS: Final = 24
 DEFAULT_PROFILED_STEPS: Final = 16
 
@@ -117,9 +120,7 @@ def run_stage1(
 class _Runner:
     """What the passes over one page share."""
 
-    def __init__(
-        self, model: nn.Module, decoder: DecoderConfig, options: Stage1Options, progress: Progress
-    ) -> None:
+    def __init__(self, model: nn.Module, decoder: DecoderConfig, options: Stage1Options, progress: Progress) -> None:
         self._model, self._decoder, self._options, self._progress = model, decoder, options, progress
         self._device = next(model.parameters()).device
         self._routing = RoutingRecorder(model, decoder.routed_experts)
@@ -173,7 +174,7 @@ class _Runner:
     def _traced(self, page: int, repeat: int, inputs: ModelInputs) -> tuple[Generation, Repeat]:
         """The generation itself: prefill and every decode step under the tracer."""
         self._routing.clear()
-        self.tracer.label = Label("traced" if repeat == 0 else f"traced-{repeat + 1}", page)
+        self.tracer.label = Label(TRACED if repeat == 0 else f"{TRACED}-{repeat + 1}", page)
         generation = Generation(self._model, inputs)
         total = inputs.workload.max_new_tokens
         decode = []
@@ -260,7 +261,7 @@ class _Runner:
         return Measurement(
             modules=self.tracer.modules(),
             calls=calls.filter(kept),
-            callgraph=self.tracer.callgraph("traced"),
+            callgraph=self.tracer.callgraph(TRACED),
             kernels=numbered,
             pages=pages,
             clock=ClockReport(
@@ -270,9 +271,7 @@ class _Runner:
             ),
             outside_windows=self._outside_windows,
             notes=tuple(self.tracer.notes),
-            peak_device_bytes=(
-                torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
-            ),
+            peak_device_bytes=(torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None),
         )
 
 
@@ -285,9 +284,9 @@ def spread(steps: int, count: int | None) -> tuple[int, ...]:
 
 def _vision_wall(calls: pa.Table, label: Label) -> int:
     """Time inside the outermost vision calls of one generation, in ns."""
-    mine = calls.filter(
-        pc.and_(pc.equal(calls["pass"], label.pass_name), pc.equal(calls["page"], label.page))
-    ).filter(pc.field("stage") == "vision")
+    mine = calls.filter(pc.and_(pc.equal(calls["pass"], label.pass_name), pc.equal(calls["page"], label.page))).filter(
+        pc.field("stage") == "vision"
+    )
     nested = pc.is_in(mine["parent_call_id"], value_set=mine["call_id"])
     outermost = mine.filter(pc.invert(nested))
     return int(pc.sum(pc.subtract(outermost["end_ns"], outermost["start_ns"])).as_py() or 0)

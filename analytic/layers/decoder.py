@@ -166,7 +166,10 @@ class Router(Layer):
         weight = self.experts * self.width
         casts = op.cast(rows * self.width, at.item, FP32) + op.cast(weight, at.item, FP32, weights=weight)
         at.op("cast_to_fp32", "copy", casts)
-        at.op("router_linear", "linear", op.linear(rows, self.width, self.experts, FP32), dtype="float32")
+        product = op.linear(rows, self.width, self.experts, FP32)
+        if at.item != FP32:  # it reads the copy of the weight that the cast has made
+            product = attrs.evolve(product, weight_bytes=0)
+        at.op("router_linear", "linear", product, dtype="float32")
         at.op("router_softmax", "activation", op.softmax(rows, self.experts, FP32, FP32), dtype="float32")
         at.op("topk", "routing", op.topk(rows, self.experts, self.choices, FP32), dtype="float32")
 

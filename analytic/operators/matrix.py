@@ -22,11 +22,12 @@ def linear(rows: Size, in_features: Size, out_features: Size, item: int, *, bias
     bias
         Whether a bias of `out_features` elements is added.
     """
-    weight = (in_features + bias) * out_features * item
+    biases = int(bias)
+    weight = (in_features + biases) * out_features * item
     written = rows * out_features * item
     return Cost(
         tensor_flops=2 * rows * in_features * out_features,
-        vector_flops=bias * rows * out_features,
+        vector_flops=biases * rows * out_features,
         bytes_read=rows * in_features * item + weight,
         bytes_written=written,
         weight_bytes=weight,
@@ -34,7 +35,7 @@ def linear(rows: Size, in_features: Size, out_features: Size, item: int, *, bias
     )
 
 
-def conv2d(  # noqa: PLR0913, PLR0917  a convolution has that many sizes
+def conv2d(  # noqa: PLR0917  a convolution has that many sizes
     images: Size,
     in_channels: Size,
     out_channels: Size,
@@ -67,10 +68,11 @@ def conv2d(  # noqa: PLR0913, PLR0917  a convolution has that many sizes
     """
     taps = in_channels * kernel * kernel
     results = images * out_side * out_side * out_channels
-    weight = (taps + bias) * out_channels * item
+    biases = int(bias)
+    weight = (taps + biases) * out_channels * item
     return Cost(
         tensor_flops=2 * results * taps,
-        vector_flops=bias * results,
+        vector_flops=biases * results,
         bytes_read=images * in_side * in_side * in_channels * item + weight,
         bytes_written=results * item,
         weight_bytes=weight,

@@ -6,7 +6,7 @@ from analytic.cost import FP32, Cost, Size
 from analytic.operators.movement import cast
 
 
-def elementwise(  # noqa: PLR0913  operands come in three kinds
+def elementwise(
     elements: Size, item: int, *, operands: int = 1, flops: int = 1, shared: Size = 0, weights: Size = 0
 ) -> Cost:
     """One arithmetic operator over all elements: add, multiply, negate, ...
@@ -121,7 +121,7 @@ def quick_gelu(elements: Size, item: int) -> Cost:
 def softmax(rows: Size, width: Size, source_item: int, target_item: int) -> Cost:
     """Softmax over each row in one kernel, reading one dtype and writing another.
 
-    Arithmetic: 5 per element (maximum, subtract, exp, sum, divide).
+    Arithmetic: 5 per element (maximum, subtract, exp, sum, divide). So it runs on CUDA; a CPU casts in a separate step.
     """
     elements = rows * width
     written = elements * target_item

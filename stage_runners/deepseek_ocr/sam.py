@@ -41,7 +41,7 @@ class MLPBlock(nn.Module):
 
 
 class LayerNorm2d(nn.Module):
-    """Layer norm over the channels of (B, C, H, W), spelled out in elementwise operators as the checkpoint's code does."""
+    """Layer norm over the channels of (B, C, H, W), in elementwise operators as the checkpoint's code has it."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()

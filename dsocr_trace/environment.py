@@ -1,0 +1,89 @@
+"""What the run ran on and with: versions, commit, device. Nothing of the user's environment or processes."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+import torch
+
+from analytic.errors import InputError
+from analytic.hardware import Hardware, hardware_names, load_hardware
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PACKAGES: Final = ("dsocr-trace", "torch", "transformers", "nvtx", "numpy", "pandas", "pyarrow", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that dsocr-trace runs from, with ``-dirty`` where it was changed; None elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603  fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def device_properties(device: torch.device) -> dict[str, Any]:
+    """Name and size of the device, as its driver or the operating system tells it."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return {
+            "device": str(device),
+            "name": found.name,
+            "compute_capability": f"{found.major}.{found.minor}",
+            "multiprocessors": found.multi_processor_count,
+            "memory_bytes": found.total_memory,
+            "cuda_version": torch.version.cuda,
+        }
+    return {
+        "device": "cpu",
+        "name": _processor_name(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _processor_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def hardware_for(name: str | None, device: torch.device) -> Hardware:
+    """The hardware entry to predict with: the one asked for, else the one that matches the device.
+
+    Raises
+    ------
+    InputError
+        If the entry is unknown, or none is asked for and none matches.
+    """
+    if name is not None:
+        return load_hardware(name)
+    if device.type == "cpu":
+        return load_hardware("cpu-generic")
+    words = set(torch.cuda.get_device_name(device).lower().split())
+    matching = [entry for entry in hardware_names() if set(entry.split("-")) <= words | {"sxm"}]
+    if len(matching) != 1:
+        raise InputError(
+            f"no hardware entry matches {torch.cuda.get_device_name(device)!r}; "
+            f"choose one of {', '.join(hardware_names())}, or a .toml file, with --hardware"
+        )
+    return load_hardware(matching[0])

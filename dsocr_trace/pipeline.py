@@ -1,0 +1,262 @@
+"""The main job: from a workload to a finished run directory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analytic.config import DEFAULT_VARIANT
+from analytic.errors import InputError
+from analytic.model import module_tree
+from analytic.workload import Workload, load_workload
+from dsocr_trace.environment import device_properties, git_commit, hardware_for, versions
+from dsocr_trace.invariants import check_run
+from dsocr_trace.ledger import attribution_table, memory_table, operators_table
+from dsocr_trace.manifest import manifest
+from dsocr_trace.pages import pages_table, sampling_factors
+from dsocr_trace.predictions import PredictedRun, nothing_predicted, predict_pages
+from dsocr_trace.report.markdown import report_markdown
+from dsocr_trace.store import RunWriter
+from stage_runners.devices import DTYPES, require_memory, resolve_device
+from stage_runners.inputs import build_inputs, workload_for_page
+from stage_runners.loading import BUILTIN, default_dtype, load_model, model_config, parameter_count
+from stage_runners.pages import Page, load_pages, synthetic_page
+from stage_runners.stage1 import DEFAULT_PROFILED_STEPS, TRACED, SourcedInputs, Stage1Options, run_stage1
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from analytic.config import ModelConfig
+    from analytic.hardware import Hardware
+    from stage_runners.measurement import Measurement
+    from stage_runners.stage1 import Progress
+
+
+@attrs.frozen
+class RunOptions:
+    """What the user asked for; names as on the command line."""
+
+    workload: str
+    device: str = "auto"
+    model: str = BUILTIN
+    variant: str | None = None
+    attention: str = "sdpa"
+    images: tuple[Path, ...] = ()
+    dtype: str | None = None
+    max_new_tokens: int | None = None
+    hardware: str | None = None
+    output: Path = Path("results")
+    run_id: str | None = None
+    repeat: int = 1
+    seed: int = 0
+    profile_steps: int | None = DEFAULT_PROFILED_STEPS
+    nvtx: bool = False
+    trust_remote_code: bool = False
+
+
+@attrs.frozen(eq=False)
+class Job:
+    """The options, resolved and checked; nothing is loaded yet.
+
+    Attributes
+    ----------
+    pages
+        Each page with the workload that its size makes.
+    """
+
+    options: RunOptions
+    workload: Workload
+    pages: tuple[tuple[Page, Workload], ...]
+    device: torch.device
+    config: ModelConfig
+    variant: str | None
+    dtype: torch.dtype
+    hardware: Hardware
+    started_at: dt.datetime
+
+
+def run(options: RunOptions, progress: Progress) -> Path:
+    """Trace, profile, predict, join and write one run.
+
+    Parameters
+    ----------
+    options
+        What to run.
+    progress
+        Called as the work goes on.
+
+    Returns
+    -------
+    pathlib.Path
+        The finished run's directory.
+
+    Raises
+    ------
+    InputError
+        If an option cannot be used.
+    DsocrTraceError, hooks.errors.TraceError
+        If the job fails. Nothing is left behind then.
+    """
+    job = prepare(options)
+    run_id = options.run_id or f"{job.workload.id}-{job.device.type}-{job.started_at:%Y%m%d-%H%M%S}"
+    writer = RunWriter(options.output, run_id)
+    try:
+        epoch_ns = time.perf_counter_ns()
+        progress("load model", 0, 1)
+        model = _load(job)
+        inputs = [_inputs(job, page, workload) for page, workload in job.pages]
+        measurement = run_stage1(model, inputs, job.config.decoder, _stage1_options(job), progress)
+        progress("predict and join", 0, 1)
+        predicted, notes = _predict(job, model, measurement)
+        write_run(writer, job, _since(measurement, epoch_ns), predicted, notes)
+        return writer.publish()
+    finally:
+        writer.discard()
+
+
+def prepare(options: RunOptions) -> Job:
+    """Resolve the options and refuse what cannot work, before anything heavy is loaded.
+
+    Raises
+    ------
+    InputError, DsocrTraceError
+        If an option cannot be used, or memory is short.
+    """
+    workload = load_workload(options.workload)
+    if options.max_new_tokens is not None:
+        workload = attrs.evolve(workload, max_new_tokens=options.max_new_tokens)
+    variant = None if options.model != BUILTIN else options.variant or workload.variant or DEFAULT_VARIANT
+    if options.variant is not None and options.model != BUILTIN:
+        raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
+    config = model_config(options.model, variant=variant or DEFAULT_VARIANT)
+    device = resolve_device(options.device)
+    dtype = DTYPES[options.dtype] if options.dtype else default_dtype(config)
+    loaded = load_pages(options.images) if options.images else [synthetic_page(workload, seed=options.seed)]
+    job = Job(
+        options=options,
+        workload=workload,
+        pages=tuple((page, workload_for_page(workload, page)) for page in loaded),
+        device=device,
+        config=config,
+        variant=variant,
+        dtype=dtype,
+        hardware=hardware_for(options.hardware, device),
+        started_at=dt.datetime.now(dt.UTC),
+    )
+    parameters = parameter_count(config)
+    for page, page_workload in job.pages:
+        # Also refuses pages that the model would not see, and prompts that are too long.
+        build_inputs(page, page_workload, config.decoder, seed=options.seed)
+        require_memory(config, page_workload, parameters=parameters, dtype=dtype, device=device)
+    return job
+
+
+def _load(job: Job) -> nn.Module:
+    return load_model(
+        job.options.model,
+        variant=job.variant or DEFAULT_VARIANT,
+        dtype=job.dtype,
+        device=job.device,
+        attention=job.options.attention,
+        seed=job.options.seed,
+        trust_remote_code=job.options.trust_remote_code,
+    )
+
+
+def _inputs(job: Job, page: Page, workload: Workload) -> SourcedInputs:
+    inputs = build_inputs(page, workload, job.config.decoder, seed=job.options.seed)
+    return SourcedInputs(page.name, page.source, inputs.to(job.device, job.dtype))
+
+
+def _stage1_options(job: Job) -> Stage1Options:
+    return Stage1Options(
+        profiled_steps=job.options.profile_steps,
+        repeats=job.options.repeat,
+        stop_at_eos=job.options.model != BUILTIN,
+        nvtx=job.options.nvtx,
+    )
+
+
+def _since(measurement: Measurement, epoch_ns: int) -> Measurement:
+    """The measurement with its times counted from the run's start."""
+
+    def shifted(table: pa.Table, *columns: str) -> pa.Table:
+        for name in columns:
+            moved = pc.subtract(table[name], epoch_ns)
+            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), moved)
+        return table
+
+    return attrs.evolve(
+        measurement,
+        calls=shifted(measurement.calls, "start_ns", "end_ns"),
+        kernels=shifted(measurement.kernels, "start_ns", "launch_ns"),
+    )
+
+
+def _predict(job: Job, model: nn.Module, measurement: Measurement) -> tuple[PredictedRun, list[str]]:
+    """Predict if the model's modules are the ones that the analytic engine knows."""
+    live = {path for path, _ in model.named_modules()}
+    unknown = [node.module_path for node in module_tree(job.config) if node.module_path not in live]
+    if unknown:
+        note = f"nothing is predicted: the model lacks {len(unknown)} of the expected modules, such as {unknown[0]!r}"
+        return nothing_predicted(), [note]
+    dtype = str(job.dtype).removeprefix("torch.")
+    predicted = predict_pages(
+        job.config, measurement.pages, hardware=job.hardware, attention=job.options.attention, dtype=dtype
+    )
+    return predicted, []
+
+
+def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: PredictedRun, notes: list[str]) -> None:
+    """Join everything into the run's tables, check the invariants, and write."""
+    modules = measurement.modules.to_pandas()
+    modules["analytic_layer"] = modules["module_path"].map(predicted.layers)
+    kernels, all_calls = measurement.kernels.to_pandas(), measurement.calls.to_pandas()
+    calls = all_calls[all_calls["pass"] == TRACED]
+    sampling = sampling_factors(measurement.pages)
+    tables = {
+        "modules": modules,
+        "callgraph": measurement.callgraph,
+        "calls": measurement.calls,
+        "kernels": measurement.kernels,
+        "predictions": predicted.modules,
+        "attribution": attribution_table(modules, calls, kernels, predicted.modules, sampling),
+        "operators": operators_table(kernels, predicted.categories, sampling),
+        "memory": memory_table(modules, predicted.modules),
+        "pages": pages_table(measurement.pages, kernels, predicted.stages),
+    }
+    conserved = check_run(
+        {"attribution": tables["attribution"], "kernels": kernels},
+        predicted.model_flops() if len(predicted.stages) else None,
+    )
+    for name, rows in tables.items():
+        writer.table(name, rows)
+    content = manifest(
+        job,
+        measurement,
+        tables["attribution"],
+        conserved=conserved,
+        sampling=sampling,
+        notes=[*measurement.notes, *notes],
+        command=sys.argv,
+        environment={
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "device": device_properties(job.device),
+        },
+    )
+    writer.manifest(content)
+    writer.text("report.md", report_markdown(content, {name: _frame(rows) for name, rows in tables.items()}))
+
+
+def _frame(rows: pd.DataFrame | pa.Table) -> pd.DataFrame:
+    return rows if isinstance(rows, pd.DataFrame) else rows.to_pandas()

@@ -1,0 +1,130 @@
+"""Predicted cost of the pages that were measured, as frames in the shape of the tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+import pandas as pd
+
+from analytic.model import module_tree
+from analytic.predict import category_rows, module_rows, predict, stage_rows
+from analytic.routing import Routing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from analytic.config import ModelConfig
+    from analytic.hardware import Hardware
+    from stage_runners.measurement import PageMeasurement, RoutingCounts
+
+_SUMS = [
+    "calls",
+    "tensor_flops",
+    "vector_flops",
+    "bytes_read",
+    "bytes_written",
+    "weight_bytes",
+    "activation_bytes",
+    "kv_cache_bytes",
+    "predicted_device_ns",
+    "predicted_ns",
+]
+
+
+@attrs.frozen(eq=False)
+class PredictedRun:
+    """What the analytic engine says about all pages of a run together.
+
+    Attributes
+    ----------
+    modules
+        Self values per (stage, module): `dsocr_trace.schemas.PREDICTIONS`.
+    categories
+        Self values per (stage, module, operator category): predicted_ns, flops, bytes.
+    stages
+        For each page and stage the sums over the model.
+    layers
+        Analytic layer of each module path.
+    """
+
+    modules: pd.DataFrame
+    categories: pd.DataFrame
+    stages: pd.DataFrame
+    layers: dict[str, str]
+
+    def model_flops(self) -> dict[str, int]:
+        """FLOPs of the whole model by stage, summed over operators rather than modules."""
+        sums = self.stages.groupby("stage")[["tensor_flops", "vector_flops"]].sum().sum(axis=1)
+        return {str(stage): int(flops) for stage, flops in sums.items()}
+
+
+def predict_pages(
+    config: ModelConfig, pages: Sequence[PageMeasurement], *, hardware: Hardware, attention: str, dtype: str
+) -> PredictedRun:
+    """Predict every page with its measured routing and its real length, and add them up.
+
+    Parameters
+    ----------
+    config
+        Dimensions of the model.
+    pages
+        What ran.
+    hardware
+        Device to predict for.
+    attention, dtype
+        As the model was loaded.
+    """
+    modules, categories, stages = [], [], []
+    for number, page in enumerate(pages):
+        prediction = predict(
+            config,
+            page.workload,
+            hardware=hardware,
+            attention=attention,
+            dtype=dtype,
+            routing=measured_routing(page.routing),
+            new_tokens=len(page.tokens),
+        )
+        modules.append(pd.DataFrame(attrs.asdict(row) for row in module_rows(prediction)))
+        categories.append(pd.DataFrame(attrs.asdict(row) for row in category_rows(prediction)))
+        stages.append(pd.DataFrame(attrs.asdict(row) for row in stage_rows(prediction)).assign(page=number))
+    key = ["stage", "module_path"]
+    by_time = pd.concat(modules).sort_values("predicted_ns", kind="stable")
+    merged = by_time.groupby(key, sort=False).agg(
+        dict.fromkeys(_SUMS, "sum") | {"predicted_host_ns": "last", "bound": "last", "source": "last"}
+    )
+    by_category = pd.concat(categories).groupby([*key, "operator_category"], sort=False)
+    return PredictedRun(
+        modules=merged.reset_index(),
+        categories=by_category[["predicted_ns", "flops", "bytes"]].sum().reset_index(),
+        stages=pd.concat(stages),
+        layers={node.module_path: node.analytic_layer for node in module_tree(config)},
+    )
+
+
+def nothing_predicted() -> PredictedRun:
+    """For a model whose modules the analytic engine does not know."""
+    columns = ["stage", "module_path", *_SUMS, "predicted_host_ns", "bound", "source"]
+    return PredictedRun(
+        modules=pd.DataFrame(columns=columns),
+        categories=pd.DataFrame(
+            columns=["stage", "module_path", "operator_category", "predicted_ns", "flops", "bytes"]
+        ),
+        stages=pd.DataFrame(columns=["page", *columns]),
+        layers={},
+    )
+
+
+def measured_routing(counts: RoutingCounts) -> Routing:
+    """Routing for the analytic engine, by layer index instead of module path."""
+
+    def by_layer(paths: Iterable[str]) -> dict[int, str]:
+        return {int(path.split(".")[2]): path for path in paths}
+
+    return Routing(
+        prefill={layer: counts.prefill[path][np.newaxis] for layer, path in by_layer(counts.prefill).items()},
+        decode={layer: counts.decode[path] for layer, path in by_layer(counts.decode).items()},
+        source="measured",
+    )

@@ -1,0 +1,107 @@
+"""The summary that a run prints, and its progress."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dsocr_trace.report.rows import stage_rows, top_modules
+from dsocr_trace.report.units import duration, percent, quantity, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    import pandas as pd
+
+_TOP = 8
+
+
+class ProgressDisplay:
+    """Phases of a run on standard error: bars on a terminal, one line per phase elsewhere.
+
+    Parameters
+    ----------
+    quiet
+        Show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            # Two redraws a second: more would be felt by the decode steps that are being timed.
+            refresh_per_second=2,
+        )
+        self._phase: str | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Show that `done` of `total` steps of `phase` are done."""
+        if phase != self._phase:
+            if not self._console.is_terminal:
+                self._console.print(f"{phase} ...", style=None, highlight=False)
+            if self._task is not None:
+                self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
+            self._phase, self._task = phase, self._bars.add_task(phase, total=total)
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total)
+
+
+def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Print stages, the heaviest modules, trust and files on standard output."""
+    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
+    stages = Table("Stage", title=f"{manifest['workload']['id']} on {manifest['device']['name']}", title_justify="left")
+    for name in ("Wall", "Device", "Predicted", "Pred./dev.", "Matrix work", "MFU", "Calls"):
+        stages.add_column(name, justify="right")
+    for row in stage_rows(manifest, tables):
+        stages.add_row(
+            row.stage,
+            duration(row.wall_ns),
+            duration(row.scaled_ns),
+            duration(row.predicted_ns),
+            ratio(row.predicted_ns, row.scaled_ns),
+            quantity(row.tensor_flops, "FLOP"),
+            percent(row.mfu),
+            f"{row.calls:,}",
+        )
+    modules = Table("Stage", "Module", "Class", title="Heaviest modules by their own time", title_justify="left")
+    for name in ("Calls", "Own time", "Share"):
+        modules.add_column(name, justify="right")
+    for cost in top_modules(tables["attribution"], _TOP):
+        modules.add_row(
+            cost.stage, cost.name, cost.kind, f"{cost.count:,}", duration(cost.scaled_ns), percent(cost.share)
+        )
+    console.print(stages)
+    console.print(modules)
+    console.print(_trust(manifest))
+    console.print(f"run: {run_dir}")
+    console.print(f"report: {run_dir}/report.md")
+
+
+def _trust(manifest: Mapping[str, Any]) -> str:
+    cost = manifest["overhead"]["ratio"]
+    parts = [f"coverage {manifest['coverage']['all']:.2%}"]
+    if cost is not None:
+        parts.append(f"tracing cost {cost - 1:+.2%} of a decode step")
+    parts += [f"{reason} {duration(entry['ns'])}" for reason, entry in manifest["unclassified"].items()]
+    return ", ".join(parts)

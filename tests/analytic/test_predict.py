@@ -1,0 +1,202 @@
+"""Predictions per module, hardware and the time model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+import pytest
+
+from analytic.config import variant_config
+from analytic.cost import Cost
+from analytic.errors import InputError
+from analytic.hardware import cpu_hardware, hardware_names, load_hardware
+from analytic.predict import Prediction, category_rows, module_rows, predict, stage_rows, subtree_totals
+from analytic.roofline import device_time
+from analytic.workload import load_workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TINY = variant_config("deepseek-ocr-v1-tiny")
+BASE = variant_config("deepseek-ocr-v1-base")
+SMOKE = load_workload("dsocr-smoke-v1")
+RTX = load_hardware("rtx-5090")
+
+#: Columns of the table that predictions are written to, beside stage and module_path.
+COLUMNS = [
+    "calls",
+    "tensor_flops",
+    "vector_flops",
+    "bytes_read",
+    "bytes_written",
+    "weight_bytes",
+    "activation_bytes",
+    "kv_cache_bytes",
+    "predicted_device_ns",
+    "predicted_host_ns",
+    "predicted_ns",
+    "bound",
+    "source",
+]
+
+
+@pytest.fixture(scope="module")
+def prediction() -> Prediction:
+    return predict(TINY, SMOKE, hardware=RTX)
+
+
+def test_rows_add_up_to_the_stages(prediction: Prediction) -> None:
+    modules, stages = module_rows(prediction), stage_rows(prediction)
+    assert [row.stage for row in stages] == ["vision", "prefill", "decode"]
+    summed = [column for column in COLUMNS if column not in {"predicted_host_ns", "bound", "source"}]
+    for stage in stages:
+        inside = [row for row in modules if row.stage == stage.stage]
+        for column in summed:
+            assert sum(getattr(row, column) for row in inside) == getattr(stage, column), column
+
+
+def test_rows_have_the_columns_of_the_table(prediction: Prediction) -> None:
+    row = attrs.asdict(module_rows(prediction)[0])
+    assert set(COLUMNS) | {"stage", "module_path"} == set(row)
+    for value in (row[column] for column in COLUMNS[:9]):
+        assert type(value) is int
+
+
+def test_categories_add_up_to_the_modules(prediction: Prediction) -> None:
+    categories = category_rows(prediction)
+    for row in module_rows(prediction):
+        mine = [c for c in categories if (c.stage, c.module_path) == (row.stage, row.module_path)]
+        assert sum(c.predicted_ns for c in mine) == row.predicted_ns
+        assert sum(c.flops for c in mine) == row.tensor_flops + row.vector_flops
+        assert sum(c.bytes for c in mine) == row.bytes_read + row.bytes_written
+        shares = [c.share_of_module_flops for c in mine if c.share_of_module_flops is not None]
+        assert not shares or sum(shares) == pytest.approx(1)
+
+
+def test_called_modules_without_operators_have_a_row(prediction: Prediction) -> None:
+    row = next(row for row in module_rows(prediction) if row.module_path == "model.sam_model.blocks.0.mlp")
+    assert row.calls == 2
+    assert row.predicted_ns == row.tensor_flops == 0
+    assert row.bound is None
+
+
+def test_subtree_totals_of_the_root(prediction: Prediction) -> None:
+    own = {}
+    for row in module_rows(prediction):
+        own[row.module_path] = own.get(row.module_path, 0) + row.predicted_ns
+    totals = subtree_totals(prediction.work.tree, own, 0)
+    assert totals[""] == sum(row.predicted_ns for row in stage_rows(prediction))
+    assert totals["model.layers"] == sum(totals[f"model.layers.{i}"] for i in range(3))
+
+
+def test_sampled_decode_steps() -> None:
+    lengths = SMOKE.seq_len + np.array([1, 4])
+    sampled = predict(TINY, SMOKE, hardware=RTX, kv_lengths=lengths)
+    assert sampled.work.calls["decode", "lm_head"] == 2
+
+
+def test_new_tokens_replace_those_of_the_workload() -> None:
+    ended_early = predict(TINY, SMOKE, hardware=RTX, new_tokens=3)
+    assert ended_early.work.calls["decode", "lm_head"] == 2
+
+
+def test_decode_is_bound_by_memory_and_large_products_by_arithmetic() -> None:
+    workload = load_workload("dsocr-a4-v1")
+    rows = {
+        (row.stage, row.module_path): row for row in module_rows(predict(BASE, workload, hardware=RTX, new_tokens=3))
+    }
+    assert rows["decode", "lm_head"].bound == "memory"
+    assert rows["prefill", "lm_head"].bound == "compute"
+
+
+def test_fp32_doubles_the_weights() -> None:
+    half = stage_rows(predict(TINY, SMOKE, hardware=RTX, dtype="bf16"))
+    full = stage_rows(predict(TINY, SMOKE, hardware=RTX, dtype="fp32"))
+    assert [row.kv_cache_bytes * 2 for row in half] == [row.kv_cache_bytes for row in full]
+    assert [row.tensor_flops for row in half] == [row.tensor_flops for row in full]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention": "flash"}, "no attention 'flash'; choose one of sdpa, eager, flash_attention_2 with --attention"),
+        ({"dtype": "int8"}, "no dtype 'int8'"),
+        ({"kv_lengths": [5]}, "kv_lengths of workload dsocr-smoke-v1"),
+        ({"new_tokens": 0}, "max_new_tokens is 0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        predict(TINY, SMOKE, hardware=RTX, **arguments)
+
+
+@pytest.mark.parametrize("name", hardware_names())
+def test_built_in_hardware(name: str) -> None:
+    hardware = load_hardware(name)
+    assert hardware.name == name
+    figures = [hardware.memory_bytes, hardware.memory_bytes_per_s]
+    figures += [*hardware.tensor_flops_per_s.values(), *hardware.vector_flops_per_s.values()]
+    assert all(figure.source for figure in figures)
+    assert hardware.tensor_peak("bfloat16") > hardware.tensor_peak("float32") >= hardware.vector_peak("float32")
+
+
+def test_hardware_figures() -> None:
+    h200 = load_hardware("h200")
+    assert h200.tensor_peak("bfloat16") == 989.4e12
+    assert h200.memory_bytes_per_s.value == 4.8e12
+    assert load_hardware("h100-sxm").memory_bytes_per_s.value == 3.35e12
+    assert RTX.tensor_peak("bfloat16") == 209.5e12
+    assert RTX.memory_bytes_per_s.value == 1792e9
+
+
+def test_processors_scale_with_their_cores() -> None:
+    figures = {"ghz": 2.0, "fp32_per_cycle": 32, "bf16_per_cycle": 64, "gb_per_s_per_core": 8, "memory_gb": 4}
+    one, four = (cpu_hardware("x", cores=cores, **figures) for cores in (1, 4))
+    assert four.tensor_peak("float32") == 4 * one.tensor_peak("float32") == 4 * 64e9
+
+
+def test_unknown_hardware() -> None:
+    with pytest.raises(InputError, match=r"no hardware 'abacus'; choose one of cpu-generic, .* with --hardware"):
+        load_hardware("abacus")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kind = 'cuda'",
+        "kind = [",
+        "[cpu]\ncores = 2",
+        "cpu = 3",
+        "kind = 'tpu'",
+        "kind = 'cuda'\ntensor_flops_per_s = 1",
+    ],
+)
+def test_bad_hardware_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"hardware mine is not described correctly .*--hardware") as caught:
+        load_hardware(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_hardware_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_hardware(str(tmp_path / "none.toml"))
+
+
+def test_a_dtype_without_a_peak_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="hardware cpu-generic has no peak for float16; choose one of bfloat16, float32"
+    ):
+        predict(TINY, SMOKE, hardware=load_hardware("cpu-generic"), dtype="fp16")
+
+
+def test_roofline_by_hand() -> None:
+    compute = Cost(tensor_flops=209_500_000, vector_flops=104_800_000, bytes_read=1)
+    assert device_time([(3, compute)], RTX, "bfloat16") == (3 * 2_000, "compute")
+    memory = Cost(tensor_flops=1, bytes_read=1_000_000, bytes_written=792_000)
+    assert device_time([(1, memory)], RTX, "bfloat16") == (1_000, "memory")
+    per_call = Cost(bytes_read=np.array([1_792_000, 3_584_000]))
+    assert device_time([(2, per_call)], RTX, "bfloat16") == (3_000, "memory")
