@@ -156,6 +156,9 @@ def _with_rates(rows: pd.DataFrame) -> pd.DataFrame:
 def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Mapping[str, float]) -> pd.DataFrame:
     """Measured and predicted work of each module by operator category.
 
+    A module that is predicted as work of one category, such as a norm, keeps it here for all its events: on the device
+    it may be a handful of elementwise operators.
+
     Parameters
     ----------
     kernels
@@ -166,7 +169,12 @@ def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Ma
         For each stage, forwards run over forwards profiled.
     """
     key = [*_KEY, "operator_category"]
-    measured = kernels.groupby(key)["duration_ns"].agg(measured_ns="sum", event_count="size").reset_index()
+    measured = (
+        _with_predicted_categories(kernels, predicted)
+        .groupby(key)["duration_ns"]
+        .agg(measured_ns="sum", event_count="size")
+        .reset_index()
+    )
     rows = measured.merge(predicted, on=key, how="outer")
     counts = ["event_count", "measured_ns"]
     rows[counts] = rows[counts].fillna(0).astype("int64")
@@ -179,6 +187,13 @@ def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Ma
     of_module = rows.groupby(_KEY)["flops"].transform("sum")
     rows["share_of_module_flops"] = rows["flops"] / of_module.where(of_module > 0)
     return rows
+
+
+def _with_predicted_categories(kernels: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    sole = predicted.drop_duplicates(_KEY, keep=False).set_index(_KEY)["operator_category"]
+    own = sole.reindex(pd.MultiIndex.from_frame(kernels[_KEY])).to_numpy()
+    category = kernels["operator_category"].where(pd.isna(own), own)
+    return kernels.assign(operator_category=category)
 
 
 def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BUILTIN: Final = "builtin"
 
+_WHOLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 #: Standard deviation of the seeded weights, as in the configuration of the published language model.
 _WEIGHT_STD: Final = 0.02
@@ -173,11 +174,15 @@ class _CheckpointFiles:
                     self.file[key] = path
 
     def _paths(self) -> list[Path]:
+        """The files that transformers would read, else every safetensors file."""
+        if (self.directory / _WHOLE).is_file():
+            return [self.directory / _WHOLE]
         index = self.directory / _INDEX
         if index.is_file():
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError) as error:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                names = sorted(str(name) for name in shards)
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise InputError(f"{index} is not a safetensors index: {error}") from error
             missing = [name for name in names if not (self.directory / name).is_file()]
             if missing:
@@ -200,8 +205,10 @@ class _CheckpointFiles:
         return found
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless names and shapes are exactly the model's."""
+        """Raise unless names and shapes are exactly the model's; buffers are computed, so stored ones do not count."""
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        for name, _ in model.named_buffers():
+            self.shape.pop(name, None)
         for what, names in (
             ("lacks", expected.keys() - self.shape.keys()),
             ("has unknown", self.shape.keys() - expected.keys()),
@@ -225,7 +232,7 @@ class _CheckpointFiles:
         parameters = dict(model.named_parameters())
         for path in sorted(set(self.file.values())):
             with _opened(path) as shard:
-                for key in shard.keys():  # noqa: SIM118  not a mapping
+                for key in self.shape.keys() & shard.keys():
                     parameters[key].copy_(shard.get_tensor(key))
 
 
@@ -244,7 +251,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _load_remote_code(directory: Path, dtype: torch.dtype, device: torch.device, attention: str) -> nn.Module:
     raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if "AutoModel" not in raw.get("auto_map", {}):
+    if "AutoModel" not in (raw.get("auto_map") or {}):
         raise InputError(
             f"checkpoint {directory} brings no code of its own (config.json has no auto_map for AutoModel); "
             "leave --trust-remote-code out to read it into the built-in classes"

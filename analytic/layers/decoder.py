@@ -172,6 +172,7 @@ class Router(Layer):
         at.op("router_linear", "linear", product, dtype="float32")
         at.op("router_softmax", "activation", op.softmax(rows, self.experts, FP32, FP32), dtype="float32")
         at.op("topk", "routing", op.topk(rows, self.experts, self.choices, FP32), dtype="float32")
+        at.op("scale", "elementwise", op.elementwise(rows * self.choices, FP32), dtype="float32")
 
 
 @attrs.frozen

@@ -76,7 +76,7 @@ def rope_tables(positions: Size, half_dim: Size, item: int) -> Cost:
     """Cosine and sine tables of the rotary embedding, computed in fp32.
 
     Sequence: positions and inverse frequencies to fp32, their outer product as a ``bmm`` with inner size 1,
-    concatenation with itself, cos and sin, cast back. Tensor FLOPs: ``2 * positions * half_dim``.
+    concatenation with itself, cos and sin, each scaled, cast back. Tensor FLOPs: ``2 * positions * half_dim``.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def rope_tables(positions: Size, half_dim: Size, item: int) -> Cost:
         + cast(half_dim, item, FP32)
         + bmm(1, half_dim, 1, positions, FP32)
         + cat(table, FP32)
-        + elementwise(table, FP32) * 2
+        + elementwise(table, FP32) * 4
         + cast(table, FP32, item) * 2
     )
     return sequence.handing_on(2 * table * item)

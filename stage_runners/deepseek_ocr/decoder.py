@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from analytic.config import DecoderConfig
 
 
+#: Factor of rotary tables and of router weights in every published configuration.
+_SCALING: Final = 1.0
+
+
 class DeepseekV2RMSNorm(nn.Module):
     """Root-mean-square norm in fp32, cast back before the weight is applied."""
 
@@ -54,7 +58,9 @@ class LlamaRotaryEmbedding(nn.Module):
         frequencies = self.inv_freq[None, :, None].float().expand(position_ids.shape[0], -1, 1)
         angles = (frequencies @ position_ids[:, None, :].float()).transpose(1, 2)
         angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        # By one, but the published code multiplies: the operator sequence is part of what is measured.
+        cos, sin = angles.cos() * _SCALING, angles.sin() * _SCALING
+        return cos.to(x.dtype), sin.to(x.dtype)
 
 
 def _rotate_half(x: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ class MoEGate(nn.Module):
         logits = F.linear(flat.type(torch.float32), self.weight.type(torch.float32))
         scores = logits.softmax(dim=-1, dtype=torch.float32)
         weights, ids = torch.topk(scores, k=self.experts_per_token, dim=-1, sorted=False)
-        return ids, weights
+        return ids, weights * _SCALING
 
 
 class DeepseekV2MoE(nn.Module):

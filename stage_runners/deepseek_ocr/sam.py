@@ -51,10 +51,10 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each position over its channels."""
-        centred = x - x.mean(1, keepdim=True)
-        # The mean is taken twice on purpose: the operator sequence is part of what is measured.
-        variance = (x - x.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
-        normalised = centred / torch.sqrt(variance + self.eps)
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        # Subtracted a second time on purpose: the operator sequence is part of what is measured.
+        normalised = (x - mean) / torch.sqrt(variance + self.eps)
         return self.weight[:, None, None] * normalised + self.bias[:, None, None]
 
 

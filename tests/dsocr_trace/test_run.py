@@ -1,0 +1,192 @@
+"""The main job on the small variant, seen through what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import dsocr_trace
+from analytic.config import variant_config
+from analytic.hardware import load_hardware
+from analytic.predict import predict, stage_rows
+from analytic.workload import load_workload
+from dsocr_trace.schemas import TABLES
+
+STAGES = ["vision", "prefill", "decode"]
+#: Modules of the small variant that one view's encoding calls: found by counting the classes' forwards by hand.
+DECODE_CALLS_PER_STEP = 71
+
+
+def test_every_table_opens_with_pandas_alone(finished):
+    run, _ = finished
+    for name, schema in TABLES.items():
+        path = run.path / f"{name}.parquet"
+        assert list(pd.read_parquet(path).columns) == schema.names
+        assert pq.read_schema(path).remove_metadata().equals(schema), name
+
+
+def test_decode_is_sampled_and_scaled(finished):
+    run, _ = finished
+    kernels = run.kernels
+    assert sorted(kernels.loc[kernels.stage == "decode", "step"].unique()) == [2, 4, 6]
+    assert run.manifest["sampling"]["decode"] == {"forwards_run_over_profiled": 7 / 3, "scaled": True}
+    decode = run.attribution[run.attribution.stage == "decode"]
+    assert np.array_equal(decode.scaled_self_ns, np.rint(decode.measured_self_ns * 7 / 3))
+    rest = run.attribution[run.attribution.stage != "decode"]
+    assert np.array_equal(rest.scaled_self_ns, rest.measured_self_ns)
+
+
+def test_the_ledger_holds_what_was_measured(finished):
+    run, _ = finished
+    by_stage = run.attribution.groupby("stage")[["measured_self_ns", "event_count"]].sum()
+    measured = run.kernels.groupby("stage")["duration_ns"].agg(["sum", "size"])
+    assert set(by_stage.index) >= set(STAGES)
+    assert np.array_equal(by_stage.sort_index().to_numpy(), measured.sort_index().to_numpy())
+
+
+def test_every_event_has_a_call_or_a_reason(finished):
+    run, _ = finished
+    kernels = run.kernels
+    assert (kernels.call_id.isna() == kernels.unclassified_reason.notna()).all()
+    calls = run.calls.set_index("call_id")
+    named = kernels[kernels.call_id.notna()]
+    own = calls.loc[named.call_id.astype("int64")]
+    assert np.array_equal(own.module_path, named.module_path)
+    slack = run.manifest["clock"]["residual_ns"]
+    assert (named.launch_ns.to_numpy() >= own.start_ns.to_numpy() - slack).all()
+    assert (named.launch_ns.to_numpy() <= own.end_ns.to_numpy() + slack).all()
+
+
+def test_the_rest_lies_outside_the_root_call(finished):
+    run, _ = finished
+    rest = run.kernels[run.kernels.call_id.isna()]
+    assert set(rest.unclassified_reason) == {"outside_any_module"}
+    assert "aten::argmax" in set(rest.name)
+
+
+def test_calls_and_call_graph(finished):
+    run, _ = finished
+    calls = run.calls[run.calls["pass"] == "traced"]
+    assert (calls[calls.stage == "decode"].groupby("step").size() == DECODE_CALLS_PER_STEP).all()
+    assert calls[calls.stage == "decode"].step.nunique() == 7
+    graph = run.callgraph.set_index(["stage", "child_path"])
+    attention = ("vision", "model.vision_model.transformer.layers.0.self_attn")
+    assert graph.loc[attention, "call_count"] == 2
+    assert graph.loc[attention, "child_class"] == "NoTPAttention"
+    assert graph.call_count.sum() == len(calls)
+
+
+def test_directly_called_forwards_have_measured_rows(finished):
+    run, _ = finished
+    rows = run.attribution.set_index(["stage", "module_path"])
+    for name in ("self_attn", "mlp"):
+        row = rows.loc[("vision", f"model.vision_model.transformer.layers.0.{name}")]
+        assert row.calls == 2
+        assert row.measured_self_ns > 0
+
+
+def test_predictions_are_the_analytic_engines(finished):
+    run, summary = finished
+    workload = load_workload("dsocr-smoke-v1")
+    prediction = predict(
+        variant_config(workload.variant), workload, hardware=load_hardware("cpu-generic"), dtype="bfloat16"
+    )
+    for row in stage_rows(prediction):
+        mine = run.predictions[run.predictions.stage == row.stage]
+        assert mine.tensor_flops.sum() == row.tensor_flops
+        assert summary["stages"][row.stage]["tensor_flops"] == row.tensor_flops
+    # Measured and predicted calls agree module by module: routing was measured in this very run.
+    joined = run.attribution.dropna(subset="analytic_layer").merge(
+        run.predictions[["stage", "module_path", "calls"]], on=["stage", "module_path"], suffixes=("", "_predicted")
+    )
+    assert np.array_equal(joined.calls, joined.calls_predicted)
+
+
+def test_summary_agrees_with_the_tables(finished):
+    run, summary = finished
+    assert summary["run_dir"] == str(run.path)
+    assert len(summary["tokens"]) == 8
+    for stage, entry in summary["stages"].items():
+        mine = run.attribution[run.attribution.stage == stage]
+        assert entry["measured_ns"] == mine.measured_self_ns.sum()
+        assert entry["event_count"] == mine.event_count.sum()
+        assert entry["calls"] == mine.calls.sum()
+        assert entry["wall_ns"] > 0
+    rest = run.attribution[run.attribution.module_path == "unclassified"]
+    assert summary["unclassified"]["outside_any_module"]["ns"] == rest.measured_self_ns.sum()
+    named = run.attribution.measured_self_ns.sum() - rest.measured_self_ns.sum()
+    assert summary["coverage"] == pytest.approx(named / run.attribution.measured_self_ns.sum())
+
+
+def test_vision_time_is_not_counted_as_prefill(finished):
+    run, _ = finished
+    traced = run.calls[run.calls["pass"] == "traced"]
+    root = traced[(traced.module_path == "") & (traced.stage == "prefill")].iloc[0]
+    pages = run.pages[run.pages.page == "total"].set_index("stage")
+    both = pages.loc["vision", "wall_ns"] + pages.loc["prefill", "wall_ns"]
+    assert both >= root.end_ns - root.start_ns
+    assert pages.loc["prefill", "wall_ns"] < root.end_ns - root.start_ns
+
+
+def test_manifest_says_how_it_was_made(finished):
+    run, _ = finished
+    manifest = run.manifest
+    assert manifest["schema_version"] == 1
+    assert manifest["expert_routing"]["source"] == "measured"
+    assert manifest["weights"] == "seeded random"
+    assert manifest["overhead"]["pairs"] == 7
+    assert 0 < manifest["clock"]["residual_ns"] <= manifest["clock"]["tolerance_ns"]
+    assert manifest["conserved"]["decode"]["events"] == (run.kernels.stage == "decode").sum()
+
+
+def test_report_names_the_heaviest_module_first(finished):
+    run, _ = finished
+    text = (run.path / "report.md").read_text(encoding="utf-8")
+    named = run.attribution[run.attribution.module_path != "unclassified"]
+    first = named.loc[named.scaled_self_ns.idxmax()]
+    section = text.split("## Top modules")[1].split("\n")
+    assert f"| {first.stage} | `{first.module_path}` |" in section[4]
+
+
+def test_two_pages_and_repeats(tmp_path, page_files, invoke):
+    result = invoke(
+        "run", "--workload", "dsocr-smoke-v1", "--device", "cpu", "--output", tmp_path, "--run-id", "pages", "--quiet",
+        "--repeat", 2, "--max-new-tokens", 3, "--json", *(part for path in page_files for part in ("--image", path)),
+    )  # fmt: skip
+    summary = json.loads(result.stdout)
+    run = dsocr_trace.load(tmp_path / "pages")
+    assert [len(page["tokens"]) for page in summary["pages"]] == [3, 3]
+    pages = run.pages.set_index(["page", "stage"])
+    for stage in STAGES:
+        for column in ("wall_ns", "measured_ns", "tensor_flops", "forwards"):
+            parts = sum(pages.loc[(path.name, stage), column] for path in page_files)
+            assert pages.loc[("total", stage), column] == parts
+            assert parts > 0
+    # The second page is small: no tiles, so a shorter prompt.
+    assert pages.loc[(page_files[1].name, "prefill"), "seq_len"] == 273 + 19
+    assert set(run.calls["pass"]) == {"traced", "traced-2", "profiled"}
+    assert set(run.calls.page) == set(run.kernels.page) == {0, 1}
+    assert all(len(page["repeats"]) == 2 for page in run.manifest["pages"])
+
+
+def test_one_token_has_no_decode(tmp_path, invoke):
+    result = invoke(
+        "run", "--workload", "dsocr-smoke-v1", "--device", "cpu", "--output", tmp_path, "--run-id", "one", "--quiet",
+        "--max-new-tokens", 1, "--json",
+    )  # fmt: skip
+    summary = json.loads(result.stdout)
+    assert summary["overhead_ratio"] is None
+    assert summary["stages"]["decode"]["calls"] == 0
+
+
+def test_help_is_quick_to_import():
+    heavy = ("torch", "pandas", "pyarrow", "transformers", "numpy")
+    code = f"import dsocr_trace.cli, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"
