@@ -12,12 +12,15 @@ import psutil
 import torch
 
 from analytic.errors import InputError
-from analytic.hardware import Hardware, hardware_names, load_hardware
+from analytic.hardware import Hardware, cpu_hardware, hardware_names, load_hardware
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _PACKAGES: Final = ("dsocr-trace", "torch", "transformers", "nvtx", "numpy", "pandas", "pyarrow", "safetensors")
+
+#: What one core of a current server draws from memory, assumed: no operating system tells it.
+_GB_PER_S_PER_CORE: Final = 25
 
 
 def versions() -> dict[str, str]:
@@ -52,7 +55,7 @@ def device_properties(device: torch.device) -> dict[str, Any]:
         }
     return {
         "device": "cpu",
-        "name": _processor_name(),
+        "name": _processor_field("model name") or platform.machine(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -61,10 +64,34 @@ def device_properties(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor_name() -> str:
+def _processor_field(field: str) -> str | None:
     path = Path("/proc/cpuinfo")
     lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), None)
+
+
+def _this_processor() -> Hardware:
+    """Ceilings of the processor that runs this, from its instruction set, cores and clock.
+
+    Each rung of the ladder is the widest unit that processors with these instructions have: two 512-bit (256-bit)
+    multiply-add units a core, with bf16 dot products at twice the fp32 rate where they exist, and AMX tiles at 1024
+    multiply-adds a cycle (Intel Intrinsics Guide; AMD Zen 5 and Intel Sapphire Rapids optimisation guides).
+    """
+    flags = set((_processor_field("flags") or "").split())
+    clock = psutil.cpu_freq()
+    if clock is None or "avx2" not in flags:
+        return load_hardware("cpu-generic")
+    fp32 = 64 if "avx512f" in flags else 32
+    bf16 = 2048 if "amx_bf16" in flags else 2 * fp32 if "avx512_bf16" in flags else fp32
+    return cpu_hardware(
+        "this-cpu",
+        cores=torch.get_num_threads(),
+        ghz=round((clock.max or clock.current) / 1000, 2),
+        fp32_per_cycle=fp32,
+        bf16_per_cycle=bf16,
+        gb_per_s_per_core=_GB_PER_S_PER_CORE,
+        memory_gb=psutil.virtual_memory().total / 1e9,
+    )
 
 
 def hardware_for(name: str | None, device: torch.device) -> Hardware:
@@ -78,7 +105,7 @@ def hardware_for(name: str | None, device: torch.device) -> Hardware:
     if name is not None:
         return load_hardware(name)
     if device.type == "cpu":
-        return load_hardware("cpu-generic")
+        return _this_processor()
     words = set(torch.cuda.get_device_name(device).lower().split())
     matching = [entry for entry in hardware_names() if set(entry.split("-")) <= words | {"sxm"}]
     if len(matching) != 1:

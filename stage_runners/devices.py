@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+#: The control group that this process sees as its own; version 2.
+_CGROUP: Final = Path("/sys/fs/cgroup")
+
 #: What Python, torch and the tables of a run take besides the model.
 _PROCESS_BYTES: Final = 1_500_000_000
 
@@ -84,9 +87,12 @@ def available_bytes(device: torch.device) -> int:
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
         limits.append(address_space - psutil.Process().memory_info().vms)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        limits.append(int(text) - int(used.read_text()))
+    limit = _CGROUP / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # The cache of files counts as used, and gives way.
+        used = int((_CGROUP / "memory.current").read_text()) - int(stat["inactive_file"])
+        limits.append(int(text) - used)
     return min(limits)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -183,7 +184,10 @@ class _CheckpointFiles:
                 shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
                 names = sorted(str(name) for name in shards)
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise InputError(f"{index} is not a safetensors index: {error}") from error
+                raise InputError(
+                    f"{index} is not a safetensors index ({error}); download it again, "
+                    "or give another checkpoint with --model DIR"
+                ) from error
             missing = [name for name in names if not (self.directory / name).is_file()]
             if missing:
                 raise InputError(
@@ -229,11 +233,11 @@ class _CheckpointFiles:
     @torch.no_grad()
     def copy_into(self, model: nn.Module) -> None:
         """Read every tensor into the model's memory, file by file."""
-        parameters = dict(model.named_parameters())
         for path in sorted(set(self.file.values())):
             with _opened(path) as shard:
-                for key in self.shape.keys() & shard.keys():
-                    parameters[key].copy_(shard.get_tensor(key))
+                for name, parameter in model.named_parameters():
+                    if self.file[name] == path:
+                        parameter.copy_(shard.get_tensor(name))
 
 
 @contextlib.contextmanager
@@ -259,19 +263,21 @@ def _load_remote_code(directory: Path, dtype: torch.dtype, device: torch.device,
     # Renamed in transformers 5.
     dtype_name = "torch_dtype" if int(transformers.__version__.split(".")[0]) < 5 else "dtype"
     try:
-        model: nn.Module = transformers.AutoModel.from_pretrained(
-            directory,
-            trust_remote_code=True,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation=attention,
-            **{dtype_name: dtype},
-        )
-    except (OSError, ImportError, ValueError, AttributeError, TypeError, SafetensorError) as error:
+        # Standard output is for the run's result, whatever the code prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            model: nn.Module = transformers.AutoModel.from_pretrained(
+                directory,
+                trust_remote_code=True,
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation=attention,
+                **{dtype_name: dtype},
+            )
+    except Exception as error:  # what somebody else's code raises is not known
         line = " ".join(str(error).split())
         raise InputError(
-            f"the code of checkpoint {directory} cannot be loaded with transformers {transformers.__version__}: "
-            f"{type(error).__name__}: {line}; install what it was written for (pip install 'dsocr-trace[vendor]'), "
-            "or leave --trust-remote-code out"
+            f"the code of checkpoint {directory} cannot be loaded with transformers {transformers.__version__} and "
+            f"--attention {attention}: {type(error).__name__}: {line}; choose another --attention, install what it was "
+            "written for (pip install 'dsocr-trace[vendor]'), or leave --trust-remote-code out"
         ) from error
     return model.to(device=device, dtype=dtype).eval()

@@ -8,6 +8,8 @@ plain and traced, which gives the tracer's overhead. Every repetition must choos
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -111,7 +113,9 @@ def run_stage1(
     """
     runner = _Runner(model, decoder, options, progress)
     try:
-        measured = tuple(runner.measure(index, page) for index, page in enumerate(pages))
+        # Standard output is for the run's result; the published code prints shapes there.
+        with contextlib.redirect_stdout(sys.stderr):
+            measured = tuple(runner.measure(index, page) for index, page in enumerate(pages))
     finally:
         runner.tracer.remove()
     return runner.result(measured)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dsocr_trace.report.rows import stage_rows, top_modules
-from dsocr_trace.report.units import duration, percent, quantity, ratio
+from dsocr_trace.report.units import duration, percent, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TOP = 8
+_PIPED_WIDTH = 100
 
 
 class ProgressDisplay:
@@ -69,9 +71,9 @@ class ProgressDisplay:
 
 def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
     """Print stages, the heaviest modules, trust and files on standard output."""
-    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
-    stages = Table("Stage", title=f"{manifest['workload']['id']} on {manifest['device']['name']}", title_justify="left")
-    for name in ("Wall", "Device", "Predicted", "Pred./dev.", "Matrix work", "MFU", "Calls"):
+    console = Console(highlight=False, width=None if Console().is_terminal else _PIPED_WIDTH)
+    stages = _table(f"{manifest['workload']['id']} on {manifest['device']['name']}", "Stage")
+    for name in ("Wall", "Device", "Predicted", "Matrix work", "MFU", "Calls"):
         stages.add_column(name, justify="right")
     for row in stage_rows(manifest, tables):
         stages.add_row(
@@ -79,23 +81,22 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
             duration(row.wall_ns),
             duration(row.scaled_ns),
             duration(row.predicted_ns),
-            ratio(row.predicted_ns, row.scaled_ns),
             quantity(row.tensor_flops, "FLOP"),
             percent(row.mfu),
             f"{row.calls:,}",
         )
-    modules = Table("Stage", "Module", "Class", title="Heaviest modules by their own time", title_justify="left")
-    for name in ("Calls", "Own time", "Share"):
+    modules = _table("Heaviest modules, by their own time on the device", "Stage", "Module")
+    for name in ("Time", "Share", "Predicted"):
         modules.add_column(name, justify="right")
     for cost in top_modules(tables["attribution"], _TOP):
         modules.add_row(
-            cost.stage, cost.name, cost.kind, f"{cost.count:,}", duration(cost.scaled_ns), percent(cost.share)
+            cost.stage, cost.name, duration(cost.scaled_ns), percent(cost.share), duration(cost.predicted_ns)
         )
-    console.print(stages)
-    console.print(modules)
-    console.print(_trust(manifest))
-    console.print(f"run: {run_dir}")
-    console.print(f"report: {run_dir}/report.md")
+    console.print(stages, modules, _trust(manifest), f"run: {run_dir}", f"report: {run_dir}/report.md", sep="\n")
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _trust(manifest: Mapping[str, Any]) -> str:

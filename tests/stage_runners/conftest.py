@@ -51,6 +51,15 @@ def no_wrapper_left() -> Iterator[None]:
     assert not INSTALLED, "a tracer was not removed"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tiny model gains nothing from more, and waits for them where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """Path of something in the shared folder; skips where it is absent."""
