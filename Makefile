@@ -3,7 +3,7 @@
 # Python 3.11 to 3.13.
 PYTHON ?= python3
 # Installed first and on its own, so that a local or CPU-only wheel is taken where pip knows one. For another build, while
-# there is no .venv yet: make run TORCH='torch --index-url https://download.pytorch.org/whl/cu128'
+# there is no .venv yet: make run TORCH='torch --extra-index-url https://download.pytorch.org/whl/cu128'
 TORCH ?= torch==2.13.0
 WORKLOAD ?= dsocr-standard-v1
 

@@ -48,6 +48,10 @@ class Hardware:
         Peak bandwidth of the device's memory.
     memory_bytes
         Size of the device's memory.
+    provenance
+        Where the ceilings are from: a datasheet, or an estimate from the processor's make-up.
+    device_names
+        What the driver calls such devices.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Hardware:
     vector_flops_per_s: Mapping[str, Figure]
     memory_bytes_per_s: Figure
     memory_bytes: Figure
+    provenance: Literal["datasheet", "estimated"] = "datasheet"
+    device_names: tuple[str, ...] = ()
 
     def tensor_peak(self, dtype: str) -> float:
         """FLOP/s of matrix products in `dtype`."""
@@ -112,7 +118,8 @@ def cpu_hardware(
         tensor_flops_per_s={"bfloat16": peak(bf16_per_cycle), "float32": peak(fp32_per_cycle)},
         vector_flops_per_s={"bfloat16": vector, "float32": vector},
         memory_bytes_per_s=Figure(cores * gb_per_s_per_core * 1e9, f"{cores} cores x {gb_per_s_per_core} GB/s"),
-        memory_bytes=Figure(memory_gb * 1e9, f"{memory_gb} GB assumed"),
+        memory_bytes=Figure(memory_gb * 1e9, f"{memory_gb:.4g} GB"),
+        provenance="estimated",
     )
 
 
@@ -172,4 +179,5 @@ def _from_figures(raw: dict[str, Any], name: str) -> Hardware:
         vector_flops_per_s={dtype: Figure(**figure) for dtype, figure in raw["vector_flops_per_s"].items()},
         memory_bytes_per_s=Figure(**raw["memory_bytes_per_s"]),
         memory_bytes=Figure(**raw["memory_bytes"]),
+        device_names=tuple(raw.get("device_names", ())),
     )

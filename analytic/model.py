@@ -111,6 +111,11 @@ class Operation:
     cost: Cost
     runs: tuple[tuple[int, Cost], ...] = attrs.field(repr=False, eq=False)
 
+    @property
+    def activation_peak_bytes(self) -> int:
+        """Output bytes of the largest single run."""
+        return max(int(np.max(cost.activation_bytes)) for _, cost in self.runs)
+
 
 @attrs.frozen
 class Work:

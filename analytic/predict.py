@@ -58,6 +58,8 @@ class CostRow:
 
     Attributes
     ----------
+    activation_peak_bytes
+        Output of the largest single run of an operator.
     predicted_host_ns
         None: only the device's time is modelled.
     bound
@@ -74,12 +76,13 @@ class CostRow:
     bytes_written: int
     weight_bytes: int
     activation_bytes: int
+    activation_peak_bytes: int
     kv_cache_bytes: int
     predicted_device_ns: int
     predicted_host_ns: int | None = None
     predicted_ns: int
     bound: Bound | None
-    source: str = "datasheet"
+    source: str
 
 
 @attrs.frozen(kw_only=True)
@@ -188,7 +191,7 @@ def module_rows(prediction: Prediction) -> list[ModuleRow]:
     calls = prediction.work.calls
     keys = [(stage, node.module_path) for stage in STAGES for node in prediction.work.tree]
     return [
-        ModuleRow(module_path=key[1], stage=key[0], calls=calls[key], **_columns(own[key]))
+        ModuleRow(module_path=key[1], stage=key[0], calls=calls[key], **_columns(own[key], prediction.hardware))
         for key in keys
         if key in calls
     ]
@@ -200,7 +203,7 @@ def stage_rows(prediction: Prediction) -> list[CostRow]:
     for stage in STAGES:
         inside = [predicted for predicted in prediction.operations if predicted.operation.stage == stage]
         calls = sum(count for (where, _), count in prediction.work.calls.items() if where == stage)
-        rows.append(CostRow(stage=stage, calls=calls, **_columns(inside)))
+        rows.append(CostRow(stage=stage, calls=calls, **_columns(inside, prediction.hardware)))
     return rows
 
 
@@ -235,7 +238,7 @@ def _flops(cost: Cost) -> int:
     return flops
 
 
-def _columns(members: list[PredictedOperation]) -> dict[str, Any]:
+def _columns(members: list[PredictedOperation], hardware: Hardware) -> dict[str, Any]:
     cost = total([member.operation.cost for member in members])
     nanoseconds = {"compute": 0, "memory": 0}
     for member in members:
@@ -246,6 +249,8 @@ def _columns(members: list[PredictedOperation]) -> dict[str, Any]:
         "predicted_device_ns": device_ns,
         "predicted_ns": device_ns,
         "bound": max(nanoseconds, key=nanoseconds.__getitem__) if members else None,
+        "source": hardware.provenance,
+        "activation_peak_bytes": max((member.operation.activation_peak_bytes for member in members), default=0),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -65,7 +66,14 @@ def cli() -> None:
 )
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), help="Type of weights; default is the configuration's.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens to generate.")
-@click.option("--profile-steps", type=_StepCount(), default="16", show_default=True, help="Decode steps to profile.")
+@click.option(
+    "--profile-steps",
+    type=_StepCount(),
+    default="16",
+    show_default=True,
+    metavar="N|all",
+    help="Decode steps to profile.",
+)
 @click.option("--hardware", metavar="NAME|FILE.toml", help="Predict for this; default is the entry of the device.")
 @click.option(
     "--output",
@@ -145,7 +153,7 @@ def _reported(*, debug: bool) -> Iterator[None]:
         yield
     except (DsocrTraceError, TraceError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", 1)

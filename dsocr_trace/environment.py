@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
+import pynvml
 import torch
 
 from analytic.errors import InputError
@@ -25,7 +26,13 @@ _GB_PER_S_PER_CORE: Final = 25
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"  # run from a bare checkout
+    return found
 
 
 def git_commit() -> str | None:
@@ -52,6 +59,7 @@ def device_properties(device: torch.device) -> dict[str, Any]:
             "multiprocessors": found.multi_processor_count,
             "memory_bytes": found.total_memory,
             "cuda_version": torch.version.cuda,
+            "driver_version": _driver_version(),
         }
     return {
         "device": "cpu",
@@ -62,6 +70,15 @@ def device_properties(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def _driver_version() -> str:
+    pynvml.nvmlInit()
+    try:
+        version: str = pynvml.nvmlSystemGetDriverVersion()
+        return version
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _processor_field(field: str) -> str | None:
@@ -106,11 +123,11 @@ def hardware_for(name: str | None, device: torch.device) -> Hardware:
         return load_hardware(name)
     if device.type == "cpu":
         return _this_processor()
-    words = set(torch.cuda.get_device_name(device).lower().split())
-    matching = [entry for entry in hardware_names() if set(entry.split("-")) <= words | {"sxm"}]
-    if len(matching) != 1:
-        raise InputError(
-            f"no hardware entry matches {torch.cuda.get_device_name(device)!r}; "
-            f"choose one of {', '.join(hardware_names())}, or a .toml file, with --hardware"
-        )
-    return load_hardware(matching[0])
+    found = torch.cuda.get_device_name(device)
+    for entry in map(load_hardware, hardware_names()):
+        if found in entry.device_names:
+            return entry
+    raise InputError(
+        f"no hardware entry is for {found!r}; choose one of {', '.join(hardware_names())}, or a .toml file, "
+        "with --hardware"
+    )

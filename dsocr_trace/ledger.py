@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from hooks.attribution import UNCLASSIFIED
@@ -20,7 +19,6 @@ def attribution_table(
     calls: pd.DataFrame,
     kernels: pd.DataFrame,
     predictions: pd.DataFrame,
-    sampling: Mapping[str, float],
 ) -> pd.DataFrame:
     """Join measurement and prediction by (stage, module), and add the events of no module by reason.
 
@@ -31,11 +29,9 @@ def attribution_table(
     calls
         Calls of one traced generation per page (`hooks.tables.CALLS`).
     kernels
-        Attributed events (`hooks.tables.KERNELS`).
+        Attributed events (`hooks.tables.KERNELS`), with ``scaled_ns``: each event's time scaled to its whole stage.
     predictions
         Predicted self values (`dsocr_trace.schemas.PREDICTIONS`), possibly empty.
-    sampling
-        For each stage, forwards run over forwards profiled: what scales measured time to the whole stage.
 
     Returns
     -------
@@ -46,16 +42,14 @@ def attribution_table(
     named = kernels[kernels["unclassified_reason"].isna()]
     rows = _keys(modules, calls, named, predictions)
     rows = rows.join(_measured(named), on=_KEY).join(_called(calls), on=_KEY).join(_predicted(predictions), on=_KEY)
-    counts = ["calls", "event_count", "measured_self_ns", "wall_total_ns"]
+    counts = ["calls", "event_count", "measured_self_ns", "scaled_self_ns", "wall_total_ns"]
     rows[counts] = rows[counts].fillna(0).astype("int64")
     if len(predictions):
         sums = ["predicted_self_ns", "tensor_flops", "vector_flops", "bytes_total"]
         rows[sums] = rows[sums].fillna(0).astype("int64")
-    factor = rows["stage"].map(dict(sampling)).fillna(1.0)
-    rows["scaled_self_ns"] = np.rint(rows["measured_self_ns"] * factor).astype("int64")
     for quantity in ("measured", "scaled", "predicted"):
         rows[f"{quantity}_total_ns"] = rolled_up(rows, f"{quantity}_self_ns")
-    rows = pd.concat([rows, _unclassified(kernels, sampling)], ignore_index=True)
+    rows = pd.concat([rows, _unclassified(kernels)], ignore_index=True)
     return _with_rates(rows)
 
 
@@ -86,8 +80,15 @@ def _ancestors(paths: set[str], parent: Mapping[str, str]) -> set[str]:
 
 
 def _measured(named: pd.DataFrame) -> pd.DataFrame:
-    groups = named.groupby(_KEY)["duration_ns"]
-    return groups.agg(measured_self_ns="sum", event_count="size")
+    return _summed(named, _KEY).rename(columns={"measured_ns": "measured_self_ns", "scaled_ns": "scaled_self_ns"})
+
+
+def _summed(kernels: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Count the events of each group and add up their times."""
+    sums = kernels.groupby(key).agg(
+        event_count=("duration_ns", "size"), measured_ns=("duration_ns", "sum"), scaled_ns=("scaled_ns", "sum")
+    )
+    return sums.round({"scaled_ns": 0}).astype("int64")
 
 
 def _called(calls: pd.DataFrame) -> pd.DataFrame:
@@ -122,24 +123,16 @@ def rolled_up(rows: pd.DataFrame, column: str) -> pd.Series:
     return totals
 
 
-def _unclassified(kernels: pd.DataFrame, sampling: Mapping[str, float]) -> pd.DataFrame:
+def _unclassified(kernels: pd.DataFrame) -> pd.DataFrame:
     """One row per (stage, reason) of the events that belong to no module."""
     rest = kernels[kernels["unclassified_reason"].notna()]
-    rows = (
-        rest.groupby(["stage", "unclassified_reason"])["duration_ns"]
-        .agg(measured_self_ns="sum", event_count="size")
-        .reset_index()
-    )
-    factor = rows["stage"].map(dict(sampling)).fillna(1.0)
-    scaled = np.rint(rows["measured_self_ns"] * factor).astype("int64")
-    return rows.assign(
-        module_path=UNCLASSIFIED,
-        depth=0,
-        calls=0,
-        measured_total_ns=rows["measured_self_ns"],
-        scaled_self_ns=scaled,
-        scaled_total_ns=scaled,
-    )
+    rows = _summed(rest, ["stage", "unclassified_reason"]).reset_index()
+    times = {
+        f"{quantity}_{extent}_ns": rows[f"{quantity}_ns"]
+        for quantity in ("measured", "scaled")
+        for extent in ("self", "total")
+    }
+    return rows.assign(module_path=UNCLASSIFIED, depth=0, calls=0, **times).drop(columns=["measured_ns", "scaled_ns"])
 
 
 def _with_rates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +146,7 @@ def _with_rates(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Mapping[str, float]) -> pd.DataFrame:
+def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Measured and predicted work of each module by operator category.
 
     A module that is predicted as work of one category, such as a norm, keeps it here for all its events: on the device
@@ -162,24 +155,15 @@ def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, sampling: Ma
     Parameters
     ----------
     kernels
-        Attributed events.
+        Attributed events with ``scaled_ns``.
     predicted
         Predicted (stage, module_path, operator_category) with predicted_ns, flops, bytes; possibly empty.
-    sampling
-        For each stage, forwards run over forwards profiled.
     """
     key = [*_KEY, "operator_category"]
-    measured = (
-        _with_predicted_categories(kernels, predicted)
-        .groupby(key)["duration_ns"]
-        .agg(measured_ns="sum", event_count="size")
-        .reset_index()
-    )
-    rows = measured.merge(predicted, on=key, how="outer")
-    counts = ["event_count", "measured_ns"]
+    measured = _summed(_with_predicted_categories(kernels, predicted), key)
+    rows = measured.reset_index().merge(predicted, on=key, how="outer")
+    counts = ["event_count", "measured_ns", "scaled_ns"]
     rows[counts] = rows[counts].fillna(0).astype("int64")
-    factor = rows["stage"].map(dict(sampling)).fillna(1.0)
-    rows["scaled_ns"] = np.rint(rows["measured_ns"] * factor).astype("int64")
     if len(predicted):
         sums = ["predicted_ns", "flops", "bytes"]
         is_named = rows["module_path"] != UNCLASSIFIED
@@ -208,7 +192,7 @@ def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
             "module_path": predictions["module_path"],
             "predicted_weight_bytes": predictions["weight_bytes"],
             "measured_weight_bytes": predictions["module_path"].map(live),
-            "predicted_activation_peak_bytes": predictions["activation_bytes"],
+            "predicted_activation_peak_bytes": predictions["activation_peak_bytes"],
             "measured_activation_peak_bytes": None,
             "predicted_kv_cache_bytes": predictions["kv_cache_bytes"],
             "measured_kv_cache_bytes": None,

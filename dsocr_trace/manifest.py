@@ -29,7 +29,6 @@ def manifest(
     attribution: pd.DataFrame,
     *,
     conserved: Mapping[str, Mapping[str, int]],
-    sampling: Mapping[str, float],
     notes: Sequence[str],
     command: Sequence[str],
     environment: Mapping[str, Any],
@@ -46,8 +45,6 @@ def manifest(
         The ledger.
     conserved
         Sums that the invariants found on both sides.
-    sampling
-        For each stage, forwards run over forwards profiled.
     notes
         What the reader must know.
     command
@@ -71,6 +68,7 @@ def manifest(
         "workload": attrs.asdict(job.workload),
         "hardware": {
             "name": hardware.name,
+            "provenance": hardware.provenance,
             "tensor_flops_per_s": hardware.tensor_peak(str(job.dtype).removeprefix("torch.")),
             "memory_bytes_per_s": hardware.memory_bytes_per_s.value,
         },
@@ -81,7 +79,9 @@ def manifest(
             "profiled": "prefill and sampled decode steps again under the profiler: events",
         },
         "sampling": {
-            stage: {"forwards_run_over_profiled": factor, "scaled": factor != 1.0} for stage, factor in sampling.items()
+            "vision": "whole",
+            "prefill": "whole",
+            "decode": "each page's profiled steps, scaled to all its decode steps where a column says scaled",
         },
         "overhead": overhead(measurement.pages),
         "clock": attrs.asdict(measurement.clock) | {"tolerance_ns": TOLERANCE_NS},
@@ -104,6 +104,7 @@ def _page(page: PageMeasurement) -> dict[str, Any]:
         "seq_len": page.workload.seq_len,
         "tokens": list(page.tokens),
         "stopped_at_eos": page.stopped_at_eos,
+        "decode_steps": len(page.tokens) - 1,
         "profiled_steps": list(page.profiled_steps),
         "repeats": [
             {"vision_ns": repeat.vision_ns, "prefill_ns": repeat.prefill_ns, "decode_ns": sum(repeat.decode_ns)}

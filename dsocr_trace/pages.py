@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 TOTAL: Final = "total"
 
 
-def sampling_factors(pages: Sequence[PageMeasurement]) -> dict[str, float]:
-    """Give for each stage the forwards run over the forwards profiled; vision and prefill are profiled whole."""
-    profiled = sum(len(page.profiled_steps) for page in pages)
-    steps = sum(len(page.tokens) - 1 for page in pages)
+def with_scaled(kernels: pd.DataFrame, pages: Sequence[PageMeasurement]) -> pd.DataFrame:
+    """Add ``scaled_ns`` (float): each event's share of its whole stage, from what was profiled of its page's."""
+    factors = {(number, stage): factor for number, page in enumerate(pages) for stage, factor in _factors(page).items()}
+    known = pd.Series(factors)
+    factor = known.reindex(pd.MultiIndex.from_frame(kernels[["page", "stage"]])).fillna(1.0)
+    return kernels.assign(scaled_ns=kernels["duration_ns"] * factor.to_numpy())
+
+
+def _factors(page: PageMeasurement) -> dict[str, float]:
+    """Forwards run over forwards profiled, by stage; vision and prefill are profiled whole."""
+    steps, profiled = len(page.tokens) - 1, len(page.profiled_steps)
     return {"vision": 1.0, "prefill": 1.0, "decode": steps / profiled if profiled else 1.0}
 
 
@@ -40,7 +47,7 @@ def pages_table(pages: Sequence[PageMeasurement], kernels: pd.DataFrame, predict
     pages
         What ran.
     kernels
-        Attributed events.
+        Attributed events with ``scaled_ns``.
     predicted
         Sums over the model by (page, stage), possibly empty.
 
@@ -50,22 +57,25 @@ def pages_table(pages: Sequence[PageMeasurement], kernels: pd.DataFrame, predict
         Columns of `dsocr_trace.schemas.PAGES`.
     """
     rows = pd.DataFrame(row for number, page in enumerate(pages) for row in _rows(number, page))
-    measured = kernels.groupby(["page", "stage"], as_index=False)["duration_ns"].sum()
-    rows = rows.merge(measured.rename(columns={"page": "number", "duration_ns": "measured_ns"}), how="left")
+    measured = kernels.groupby(["page", "stage"])[["duration_ns", "scaled_ns"]].sum().reset_index()
+    measured = measured.rename(columns={"page": "page_number", "duration_ns": "measured_ns"})
+    rows = rows.merge(measured, on=["page_number", "stage"], how="left")
     columns = ["page", "stage", "predicted_ns", "tensor_flops"]
-    rows = rows.merge(predicted[columns].rename(columns={"page": "number"}), how="left")
-    rows["measured_ns"] = rows["measured_ns"].fillna(0).astype("int64")
-    rows["scaled_ns"] = (rows["measured_ns"] * rows["factor"]).round().astype("int64")
+    rows = rows.merge(
+        predicted[columns].rename(columns={"page": "page_number"}), on=["page_number", "stage"], how="left"
+    )
+    times = ["measured_ns", "scaled_ns"]
+    rows[times] = rows[times].fillna(0).round().astype("int64")
     sums = ["new_tokens", "forwards", "profiled_forwards", "wall_ns", "measured_ns", "scaled_ns", *columns[2:]]
     total = rows.groupby("stage", sort=False)[sums].sum(min_count=1).reset_index().assign(page=TOTAL)
     return pd.concat([rows, total], ignore_index=True)
 
 
 def _rows(number: int, page: PageMeasurement) -> list[dict[str, Any]]:
-    grid, steps, factor = page.workload.grid, len(page.tokens) - 1, sampling_factors([page])
+    grid, steps = page.workload.grid, len(page.tokens) - 1
     return [
         {
-            "number": number,
+            "page_number": number,
             "page": page.name,
             "source": page.source,
             "stage": stage,
@@ -78,7 +88,6 @@ def _rows(number: int, page: PageMeasurement) -> list[dict[str, Any]]:
             "forwards": steps if stage == "decode" else 1,
             "profiled_forwards": len(page.profiled_steps) if stage == "decode" else 1,
             "wall_ns": wall,
-            "factor": factor[stage],
         }
         for stage, wall in stage_walls(page).items()
     ]

@@ -21,13 +21,13 @@ from dsocr_trace.environment import device_properties, git_commit, hardware_for,
 from dsocr_trace.invariants import check_run
 from dsocr_trace.ledger import attribution_table, memory_table, operators_table
 from dsocr_trace.manifest import manifest
-from dsocr_trace.pages import pages_table, sampling_factors
+from dsocr_trace.pages import pages_table, with_scaled
 from dsocr_trace.predictions import PredictedRun, nothing_predicted, predict_pages
 from dsocr_trace.report.markdown import report_markdown
 from dsocr_trace.store import RunWriter
 from stage_runners.devices import DTYPES, require_memory, resolve_device
 from stage_runners.inputs import build_inputs, workload_for_page
-from stage_runners.loading import BUILTIN, default_dtype, load_model, model_config, parameter_count
+from stage_runners.loading import BUILTIN, check_loadable, default_dtype, load_model, model_config, parameter_count
 from stage_runners.pages import Page, load_pages, synthetic_page
 from stage_runners.stage1 import DEFAULT_PROFILED_STEPS, TRACED, SourcedInputs, Stage1Options, run_stage1
 
@@ -138,6 +138,7 @@ def prepare(options: RunOptions) -> Job:
     if options.variant is not None and options.model != BUILTIN:
         raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
     config = model_config(options.model, variant=variant or DEFAULT_VARIANT)
+    check_loadable(options.model, attention=options.attention, trust_remote_code=options.trust_remote_code)
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype] if options.dtype else default_dtype(config)
     loaded = load_pages(options.images) if options.images else [synthetic_page(workload, seed=options.seed)]
@@ -222,17 +223,17 @@ def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: 
     modules["analytic_layer"] = modules["module_path"].map(predicted.layers)
     kernels, all_calls = measurement.kernels.to_pandas(), measurement.calls.to_pandas()
     calls = all_calls[all_calls["pass"] == TRACED]
-    sampling = sampling_factors(measurement.pages)
+    scaled = with_scaled(kernels, measurement.pages)
     tables = {
         "modules": modules,
         "callgraph": measurement.callgraph,
         "calls": measurement.calls,
         "kernels": measurement.kernels,
         "predictions": predicted.modules,
-        "attribution": attribution_table(modules, calls, kernels, predicted.modules, sampling),
-        "operators": operators_table(kernels, predicted.categories, sampling),
+        "attribution": attribution_table(modules, calls, scaled, predicted.modules),
+        "operators": operators_table(scaled, predicted.categories),
         "memory": memory_table(modules, predicted.modules),
-        "pages": pages_table(measurement.pages, kernels, predicted.stages),
+        "pages": pages_table(measurement.pages, scaled, predicted.stages),
     }
     conserved = check_run(
         {"attribution": tables["attribution"], "kernels": kernels},
@@ -245,7 +246,6 @@ def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: 
         measurement,
         tables["attribution"],
         conserved=conserved,
-        sampling=sampling,
         notes=[*measurement.notes, *notes],
         command=sys.argv,
         environment={
@@ -255,7 +255,10 @@ def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: 
         },
     )
     writer.manifest(content)
-    writer.text("report.md", report_markdown(content, {name: _frame(rows) for name, rows in tables.items()}))
+    writer.text(
+        "report.md",
+        report_markdown(content, {name: _frame(rows) for name, rows in tables.items()} | {"kernels": scaled}),
+    )
 
 
 def _frame(rows: pd.DataFrame | pa.Table) -> pd.DataFrame:

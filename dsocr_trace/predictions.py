@@ -93,7 +93,8 @@ def predict_pages(
     key = ["stage", "module_path"]
     by_time = pd.concat(modules).sort_values("predicted_ns", kind="stable")
     merged = by_time.groupby(key, sort=False).agg(
-        dict.fromkeys(_SUMS, "sum") | {"predicted_host_ns": "last", "bound": "last", "source": "last"}
+        dict.fromkeys(_SUMS, "sum")
+        | {"activation_peak_bytes": "max", "predicted_host_ns": "last", "bound": "last", "source": "last"}
     )
     by_category = pd.concat(categories).groupby([*key, "operator_category"], sort=False)
     return PredictedRun(
@@ -106,7 +107,7 @@ def predict_pages(
 
 def nothing_predicted() -> PredictedRun:
     """For a model whose modules the analytic engine does not know."""
-    columns = ["stage", "module_path", *_SUMS, "predicted_host_ns", "bound", "source"]
+    columns = ["stage", "module_path", *_SUMS, "activation_peak_bytes", "predicted_host_ns", "bound", "source"]
     return PredictedRun(
         modules=pd.DataFrame(columns=columns),
         categories=pd.DataFrame(

@@ -102,9 +102,10 @@ MEMORY: Final = pa.schema(
     ]
 )
 
-#: One row per page and stage, and one per stage with page "total".
+#: One row per page and stage; and one per stage for all pages, with page "total" and no number.
 PAGES: Final = pa.schema(
     [
+        *_whole("page_number"),
         *_text("page", "source", "stage"),
         *_whole(
             "page_width_px",

@@ -89,12 +89,10 @@ def load_model(
         If the source, its files, names or shapes, or the attention implementation cannot be used.
     """
     config = model_config(source, variant=variant)
-    _check_attention(attention)
+    check_loadable(source, attention=attention, trust_remote_code=trust_remote_code)
     dtype = dtype or default_dtype(config)
     device = torch.device(device)
     if trust_remote_code:
-        if source == BUILTIN:
-            raise InputError("--trust-remote-code needs a checkpoint with code of its own; give it with --model DIR")
         return _load_remote_code(Path(source), dtype, device, attention)
     # Shapes and names are compared before memory is taken.
     shards = None if source == BUILTIN else _CheckpointFiles(Path(source))
@@ -110,7 +108,16 @@ def load_model(
     return model.eval()
 
 
-def _check_attention(attention: str) -> None:
+def check_loadable(source: str, *, attention: str, trust_remote_code: bool) -> None:
+    """Refuse what `load_model` could not do here, without reading weights.
+
+    Raises
+    ------
+    InputError
+        If the attention implementation is unknown or not installed, or the built-in model is asked for other code.
+    """
+    if trust_remote_code and source == BUILTIN:
+        raise InputError("--trust-remote-code needs a checkpoint with code of its own; give it with --model DIR")
     if attention not in ATTENTION_IMPLEMENTATIONS:
         choices = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise InputError(f"no attention implementation {attention!r}; choose one of {choices} with --attention")

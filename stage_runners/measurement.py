@@ -21,7 +21,7 @@ class Repeat:
     Attributes
     ----------
     vision_ns
-        Outermost vision calls.
+        From the first vision call to the end of the last view's projection; a GPU is waited for there.
     prefill_ns
         The first forward and the choice of its token, without vision.
     decode_ns

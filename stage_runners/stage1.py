@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from hooks.clock import ClockAlignment
     from stage_runners.inputs import ModelInputs
 
-#: Subtrees whose calls are the vision stage; projecting features is the last thing that happens to an image.
-VISION_SUBTREES: Final = ("model.sam_model", "model.vision_model", "model.projector")
+#: What each view of a page goes through last; and all subtrees whose calls are the vision stage.
+_PROJECTOR: Final = "model.projector"
+VISION_SUBTREES: Final = ("model.sam_model", "model.vision_model", _PROJECTOR)
 
 #: Name of the pass that wall times, calls and routing come from.
 TRACED: Final = "traced"
@@ -128,16 +129,27 @@ class _Runner:
         self._model, self._decoder, self._options, self._progress = model, decoder, options, progress
         self._device = next(model.parameters()).device
         self._routing = RoutingRecorder(model, decoder.routed_experts)
+        self._vision_ends: list[int] = []
+        paths = {path for path, _ in model.named_modules()}
+        observers = dict(self._routing.observers)
+        if _PROJECTOR in paths:
+            observers[_PROJECTOR] = self._note_vision_end
         self.tracer = Tracer(
             model,
             detector=PositionStages(),
-            stage_of_subtree={path: "vision" for path, _ in model.named_modules() if path in VISION_SUBTREES},
+            stage_of_subtree={path: "vision" for path in VISION_SUBTREES if path in paths},
             nvtx=options.nvtx,
-            observers=self._routing.observers,
+            observers=observers,
         )
         self._events: list[tuple[int, pa.Table]] = []
         self._clocks: list[ClockAlignment] = []
         self._outside_windows = 0
+
+    def _note_vision_end(self, _: object) -> None:
+        """Note when a view's features are there; a GPU is waited for, else its vision work would count as prefill."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._vision_ends.append(time.perf_counter_ns())
 
     def measure(self, index: int, page: SourcedInputs) -> PageMeasurement:
         """Run all passes over one page."""
@@ -178,6 +190,7 @@ class _Runner:
     def _traced(self, page: int, repeat: int, inputs: ModelInputs) -> tuple[Generation, Repeat]:
         """The generation itself: prefill and every decode step under the tracer."""
         self._routing.clear()
+        self._vision_ends.clear()
         self.tracer.label = Label(TRACED if repeat == 0 else f"{TRACED}-{repeat + 1}", page)
         generation = Generation(self._model, inputs)
         total = inputs.workload.max_new_tokens
@@ -193,8 +206,19 @@ class _Runner:
                 token = generation.advance()
                 decode.append(time.perf_counter_ns() - start)
                 self._progress("decode", len(generation.tokens) - 1, total - 1)
-        vision = _vision_wall(self.tracer.calls(), self.tracer.label)
+        vision = self._vision_wall()
         return generation, Repeat(vision, prefill - vision, tuple(decode))
+
+    def _vision_wall(self) -> int:
+        """Time from the first vision call of the current pass to the end of its last view, in ns."""
+        calls, label = self.tracer.calls(), self.tracer.label
+        mine = calls.filter(
+            (pc.field("pass") == label.pass_name) & (pc.field("page") == label.page) & (pc.field("stage") == "vision")
+        )
+        if not mine.num_rows:
+            return 0
+        end = max([*self._vision_ends, pc.max(mine["end_ns"]).as_py()])
+        return int(end - pc.min(mine["start_ns"]).as_py())
 
     def _paired_steps(self, generation: Generation, page: int, tokens: tuple[int, ...]) -> tuple[StepPair, ...]:
         """Sampled steps, each plain and traced in turn: the tracer's cost on the very same work."""
@@ -284,13 +308,3 @@ def spread(steps: int, count: int | None) -> tuple[int, ...]:
     if count is None or count >= steps:
         return tuple(range(1, steps + 1))
     return tuple(int((index + 0.5) * steps / count) + 1 for index in range(count))
-
-
-def _vision_wall(calls: pa.Table, label: Label) -> int:
-    """Time inside the outermost vision calls of one generation, in ns."""
-    mine = calls.filter(pc.and_(pc.equal(calls["pass"], label.pass_name), pc.equal(calls["page"], label.page))).filter(
-        pc.field("stage") == "vision"
-    )
-    nested = pc.is_in(mine["parent_call_id"], value_set=mine["call_id"])
-    outermost = mine.filter(pc.invert(nested))
-    return int(pc.sum(pc.subtract(outermost["end_ns"], outermost["start_ns"])).as_py() or 0)

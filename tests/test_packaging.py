@@ -70,7 +70,7 @@ def test_every_make_target_but_housekeeping_is_a_pixi_task() -> None:
         assert re.search(rf"^{target}:.*## \w", MAKEFILE, re.MULTILINE), f"make help does not explain {target}"
 
 
-@pytest.mark.parametrize("name", ["default", "rtx5090", "rtx5090-flash"])
+@pytest.mark.parametrize("name", ["default", "rtx5090"])
 def test_a_pixi_environment_holds_every_dependency(name: str) -> None:
     packages = environment(name)
     for requirement in map(Requirement, DIRECT):
@@ -78,7 +78,7 @@ def test_a_pixi_environment_holds_every_dependency(name: str) -> None:
             assert packages["torch"] == ">=2.7"
         else:
             assert packages[requirement.name] == (str(requirement.specifier) or "*")
-    assert ("flash-attn" in packages) == (name == "rtx5090-flash")
+    assert ("flash-attn" in packages) == (name == "rtx5090")
 
 
 def test_the_flash_feature_is_the_flash_extra() -> None:

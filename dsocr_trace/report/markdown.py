@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from dsocr_trace.report.rows import (
     CostRow,
     memory_by_stage,
-    sampling_factor,
     stage_rows,
     top_classes,
     top_events,
@@ -34,7 +33,6 @@ def report_markdown(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFra
     tables
         The run's tables by name.
     """
-    factor = sampling_factor(manifest)
     sections = [
         f"# {manifest['workload']['id']} on {manifest['device']['name']}",
         _environment(manifest),
@@ -44,7 +42,7 @@ def report_markdown(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFra
         _costs("Top modules", "Module", top_modules(tables["attribution"], _LIMIT)),
         _costs("Top module classes", "Class", top_classes(tables["attribution"], _LIMIT)),
         _costs("Top operators", "Category", top_operators(tables["operators"], _LIMIT)),
-        _costs("Top kernels", "Event", top_events(tables["kernels"], factor, _LIMIT)),
+        _costs("Top kernels", "Event", top_events(tables["kernels"], _LIMIT)),
         _memory(tables["memory"]),
         _unclassified(manifest),
     ]
@@ -65,7 +63,7 @@ def _environment(manifest: Mapping[str, Any]) -> str:
         ("Device", f"{device['device']}: {device['name']}, {size}"),
         ("Model", f"{manifest['variant'] or manifest['model']}, {manifest['weights']} weights, {manifest['dtype']}"),
         ("Attention", manifest["attention"]),
-        ("Predicted for", f"{manifest['hardware']['name']} (datasheet roofline)"),
+        ("Predicted for", f"{manifest['hardware']['name']} ({manifest['hardware']['provenance']} roofline)"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Commit", manifest["git_commit"] or "not from a checkout"),
     ]
@@ -74,15 +72,15 @@ def _environment(manifest: Mapping[str, Any]) -> str:
 
 def _trust(manifest: Mapping[str, Any]) -> str:
     cover, cost, clock = manifest["coverage"], manifest["overhead"], manifest["clock"]
-    decode = manifest["sampling"]["decode"]["forwards_run_over_profiled"]
     profiled = sum(len(page["profiled_steps"]) for page in manifest["pages"])
+    steps = sum(page["decode_steps"] for page in manifest["pages"])
     lines = [
         f"- Coverage: {cover['all']:.2%} of the measured device time stands in named modules.",
         "- Tracing cost: not measured, there was no decode step."
         if cost["ratio"] is None
         else f"- Tracing cost: {cost['ratio'] - 1:+.2%} of a decode step, median of {cost['pairs']} interleaved pairs.",
         f"- Clocks: profiler and tracer agree within {duration(clock['residual_ns'])}.",
-        f"- Decode: {profiled} steps were profiled; their times are scaled by {decode:.4g} to the whole generation.",
+        f"- Decode: {profiled} of {steps} steps were profiled; their times are scaled to all steps.",
         "- Tokens: every repetition, plain, traced or profiled, chose the token that the traced generation chose.",
         *(f"- Note: {note}" for note in manifest["notes"]),
     ]
@@ -106,9 +104,9 @@ def _stages(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> 
     ]
     head = ("Stage", "Wall", "Device", "Predicted", "Pred./dev.", "Matrix work", "MFU", "Calls", "Events")
     note = (
-        "Wall is without a profiler, device time is the sum over events scaled to the whole stage, predicted is the "
-        "datasheet roofline, MFU is matrix work over wall time and datasheet peak. Vision runs inside the first "
-        "forward but is counted once, as vision."
+        "Wall is with the tracer but without a profiler, device time is the sum over events scaled to the whole "
+        "stage, predicted is the roofline of the hardware entry, MFU is matrix work over wall time and that entry's "
+        "peak. Vision runs inside the first forward but is counted once, as vision."
     )
     return "## Per-stage timings and MFU\n\n" + _table(head, rows) + "\n\n" + note
 

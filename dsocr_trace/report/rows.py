@@ -140,22 +140,21 @@ def top_operators(operators: pd.DataFrame, limit: int) -> list[CostRow]:
     ]
 
 
-def top_events(kernels: pd.DataFrame, factor: Mapping[str, float], limit: int) -> list[CostRow]:
-    """Kernels (on a CPU: ATen operators, self time) by name and stage."""
-    groups = kernels.groupby(["stage", "name", "kind"])["duration_ns"].agg(["sum", "size"]).reset_index()
-    groups["scaled"] = groups["sum"] * groups["stage"].map(dict(factor)).fillna(1.0)
-    whole = groups["scaled"].sum()
+def top_events(kernels: pd.DataFrame, limit: int) -> list[CostRow]:
+    """Kernels (on a CPU: ATen operators, self time) by name and stage; events carry ``scaled_ns``."""
+    groups = kernels.groupby(["stage", "name", "kind"])["scaled_ns"].agg(["sum", "size"]).reset_index()
+    whole = groups["sum"].sum()
     return [
         CostRow(
             stage=row["stage"],
             name=row["name"],
             kind=row["kind"],
             count=int(row["size"]),
-            scaled_ns=round(row["scaled"]),
-            share=row["scaled"] / whole,
+            scaled_ns=round(row["sum"]),
+            share=row["sum"] / whole,
             predicted_ns=None,
         )
-        for _, row in groups.nlargest(limit, "scaled").iterrows()
+        for _, row in groups.nlargest(limit, "sum").iterrows()
     ]
 
 
@@ -171,11 +170,6 @@ def memory_by_stage(memory: pd.DataFrame) -> list[tuple[str, int, int, int]]:
         )
         for stage, rows in groups
     ]
-
-
-def sampling_factor(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Forwards run over forwards profiled, by stage."""
-    return {stage: entry["forwards_run_over_profiled"] for stage, entry in manifest["sampling"].items()}
 
 
 def summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_rows_add_up_to_the_stages(prediction: Prediction) -> None:
 
 def test_rows_have_the_columns_of_the_table(prediction: Prediction) -> None:
     row = attrs.asdict(module_rows(prediction)[0])
-    assert set(COLUMNS) | {"stage", "module_path"} == set(row)
+    assert set(COLUMNS) | {"stage", "module_path", "activation_peak_bytes"} == set(row)
     for value in (row[column] for column in COLUMNS[:9]):
         assert type(value) is int
 

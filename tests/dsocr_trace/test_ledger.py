@@ -31,6 +31,7 @@ KERNELS = pd.DataFrame(
         "module_path": ["a.x", "a.x", "", "unclassified", "unclassified"],
         "operator_category": ["linear", "other", "elementwise", "reduction", "copy"],
         "duration_ns": [30, 10, 5, 15, 7],
+        "scaled_ns": [60.0, 20.0, 10.0, 30.0, 7.0],
         "unclassified_reason": [None, None, None, "outside_any_module", "no_launch_record"],
     }
 )
@@ -44,7 +45,7 @@ PREDICTIONS = pd.DataFrame(
         "bytes_read": [300, 20],
         "bytes_written": [100, 20],
         "weight_bytes": [64, 0],
-        "activation_bytes": [100, 20],
+        "activation_peak_bytes": [100, 20],
         "kv_cache_bytes": [0, 0],
     }
 )
@@ -52,7 +53,7 @@ PREDICTIONS = pd.DataFrame(
 
 @pytest.fixture
 def rows() -> pd.DataFrame:
-    table = attribution_table(MODULES, CALLS, KERNELS, PREDICTIONS, {"decode": 2.0})
+    table = attribution_table(MODULES, CALLS, KERNELS, PREDICTIONS)
     return table.set_index(["stage", "module_path"])
 
 
@@ -92,7 +93,7 @@ def test_a_module_that_did_nothing_has_no_row(rows):
 
 
 def test_without_predictions_those_columns_stay_empty():
-    rows = attribution_table(MODULES, CALLS, KERNELS, PREDICTIONS.iloc[:0], {})
+    rows = attribution_table(MODULES, CALLS, KERNELS, PREDICTIONS.iloc[:0])
     assert rows.predicted_self_ns.isna().all()
     assert rows.measured_self_ns.sum() == KERNELS.duration_ns.sum()
 
@@ -108,7 +109,7 @@ def test_operators_of_a_module_predicted_as_one_category_keep_it():
             "bytes": [400, 1, 2],
         }
     )
-    rows = operators_table(KERNELS, predicted, {"decode": 2.0}).set_index(["module_path", "operator_category"])
+    rows = operators_table(KERNELS, predicted).set_index(["module_path", "operator_category"])
     assert rows.loc[("a.x", "linear"), ["event_count", "measured_ns", "scaled_ns"]].tolist() == [2, 40, 80]
     assert ("a.x", "other") not in rows.index
     assert rows.loc[("", "elementwise"), "measured_ns"] == 5

@@ -35,9 +35,9 @@ def test_decode_is_sampled_and_scaled(finished):
     run, _ = finished
     kernels = run.kernels
     assert sorted(kernels.loc[kernels.stage == "decode", "step"].unique()) == [2, 4, 6]
-    assert run.manifest["sampling"]["decode"] == {"forwards_run_over_profiled": 7 / 3, "scaled": True}
+    assert run.manifest["pages"][0]["profiled_steps"] == [2, 4, 6]
     decode = run.attribution[run.attribution.stage == "decode"]
-    assert np.array_equal(decode.scaled_self_ns, np.rint(decode.measured_self_ns * 7 / 3))
+    assert np.allclose(decode.scaled_self_ns, decode.measured_self_ns * 7 / 3, rtol=0, atol=0.5)
     rest = run.attribution[run.attribution.stage != "decode"]
     assert np.array_equal(rest.scaled_self_ns, rest.measured_self_ns)
 
@@ -94,9 +94,7 @@ def test_directly_called_forwards_have_measured_rows(finished):
 def test_predictions_are_the_analytic_engines(finished):
     run, summary = finished
     workload = load_workload("dsocr-smoke-v1")
-    prediction = predict(
-        variant_config(workload.variant), workload, hardware=load_hardware("cpu-generic"), dtype="bfloat16"
-    )
+    prediction = predict(variant_config(workload.variant), workload, hardware=load_hardware("h200"))
     for row in stage_rows(prediction):
         mine = run.predictions[run.predictions.stage == row.stage]
         assert mine.tensor_flops.sum() == row.tensor_flops
@@ -141,6 +139,7 @@ def test_manifest_says_how_it_was_made(finished):
     assert manifest["expert_routing"]["source"] == "measured"
     assert manifest["weights"] == "seeded random"
     assert manifest["overhead"]["pairs"] == 7
+    assert manifest["hardware"]["provenance"] in {"datasheet", "estimated"}
     assert 0 < manifest["clock"]["residual_ns"] <= manifest["clock"]["tolerance_ns"]
     assert manifest["conserved"]["decode"]["events"] == (run.kernels.stage == "decode").sum()
 
