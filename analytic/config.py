@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: The variant that a run uses unless told otherwise.
 DEFAULT_VARIANT = "deepseek-ocr-v1-base"
 
+#: Sizes beyond these are slips of the pen; building such a model would not end.
+_LARGEST = 10_000_000
+_MOST_LAYERS = 1_000
+
 
 @attrs.frozen
 class SamConfig:
@@ -144,7 +148,7 @@ class ModelConfig:
         """
         try:
             config = cls._parse(raw)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             message = f"{origin} is not a DeepSeek-OCR configuration: {type(error).__name__}: {error}"
             raise InputError(message) from error
         config.check(origin)
@@ -195,7 +199,8 @@ class ModelConfig:
                 bos_token_id=int(language["bos_token_id"]),
                 eos_token_id=int(language["eos_token_id"]),
             ),
-            torch_dtype=str(raw.get("torch_dtype", "bfloat16")),
+            # Renamed in transformers 5.
+            torch_dtype=str(raw.get("dtype", raw.get("torch_dtype", "bfloat16"))),
         )
 
     def check(self, origin: str) -> None:
@@ -208,8 +213,10 @@ class ModelConfig:
             if not field.name.endswith("_token_id")
         }
         for name, value in sizes.items():
-            if isinstance(value, int) and value < (0 if name == "decoder.dense_layers" else 1):
-                raise InputError(f"{origin}: {name} is {value}, it must be positive")
+            if isinstance(value, int) and not (0 if name == "decoder.dense_layers" else 1) <= value <= _LARGEST:
+                raise InputError(f"{origin}: {name} is {value}, it must be positive and at most {_LARGEST:,}")
+            if name.endswith("layers") and value > _MOST_LAYERS:
+                raise InputError(f"{origin}: {name} is {value}, the most is {_MOST_LAYERS}")
         rules = (
             (sam.width % sam.heads == 0, f"SAM width {sam.width} does not divide into {sam.heads} heads"),
             (clip.width % clip.heads == 0, f"CLIP width {clip.width} does not divide into {clip.heads} heads"),
@@ -280,4 +287,7 @@ def checkpoint_config(directory: Path) -> ModelConfig:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds a JSON {type(raw).__name__}, not an object")
-    return ModelConfig.from_dict(raw, origin=str(path))
+    try:
+        return ModelConfig.from_dict(raw, origin=str(path))
+    except InputError as error:
+        raise InputError(f"{error}; give another checkpoint with --model DIR") from error

@@ -50,10 +50,8 @@ def cli() -> None:
 @click.option("--variant", metavar="ID", help="Size of the built-in model; the workload names the default.")
 @click.option(
     "--attention",
-    default="sdpa",
-    show_default=True,
     metavar="sdpa|eager|flash_attention_2",
-    help="How the decoder attends.",
+    help="How the decoder attends.  [default: sdpa; eager with --trust-remote-code]",
 )
 @click.option("--stage", "stage", type=click.Choice(["1"]), default="1", show_default=True, help="1: in this process.")
 @click.option(

@@ -63,7 +63,7 @@ def manifest(
         "remote_code": job.options.trust_remote_code,
         "weights": "seeded random" if job.options.model == "builtin" else "checkpoint",
         "dtype": str(job.dtype).removeprefix("torch."),
-        "attention": job.options.attention,
+        "attention": job.attention,
         "seed": job.options.seed,
         "workload": attrs.asdict(job.workload),
         "hardware": {

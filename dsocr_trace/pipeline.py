@@ -12,9 +12,10 @@ import attrs
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from analytic.config import DEFAULT_VARIANT
-from analytic.errors import InputError
+from analytic.errors import DsocrTraceError, InputError
 from analytic.model import module_tree
 from analytic.workload import Workload, load_workload
 from dsocr_trace.environment import device_properties, git_commit, hardware_for, versions
@@ -25,6 +26,7 @@ from dsocr_trace.pages import pages_table, with_scaled
 from dsocr_trace.predictions import PredictedRun, nothing_predicted, predict_pages
 from dsocr_trace.report.markdown import report_markdown
 from dsocr_trace.store import RunWriter
+from hooks.errors import TraceError
 from stage_runners.devices import DTYPES, require_memory, resolve_device
 from stage_runners.inputs import build_inputs, workload_for_page
 from stage_runners.loading import BUILTIN, check_loadable, default_dtype, load_model, model_config, parameter_count
@@ -32,7 +34,6 @@ from stage_runners.pages import Page, load_pages, synthetic_page
 from stage_runners.stage1 import DEFAULT_PROFILED_STEPS, TRACED, SourcedInputs, Stage1Options, run_stage1
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from analytic.config import ModelConfig
@@ -49,7 +50,7 @@ class RunOptions:
     device: str = "auto"
     model: str = BUILTIN
     variant: str | None = None
-    attention: str = "sdpa"
+    attention: str | None = None
     images: tuple[Path, ...] = ()
     dtype: str | None = None
     max_new_tokens: int | None = None
@@ -77,6 +78,7 @@ class Job:
     workload: Workload
     pages: tuple[tuple[Page, Workload], ...]
     device: torch.device
+    attention: str
     config: ModelConfig
     variant: str | None
     dtype: torch.dtype
@@ -114,7 +116,7 @@ def run(options: RunOptions, progress: Progress) -> Path:
         progress("load model", 0, 1)
         model = _load(job)
         inputs = [_inputs(job, page, workload) for page, workload in job.pages]
-        measurement = run_stage1(model, inputs, job.config.decoder, _stage1_options(job), progress)
+        measurement = _measured(job, model, inputs, progress)
         progress("predict and join", 0, 1)
         predicted, notes = _predict(job, model, measurement)
         write_run(writer, job, _since(measurement, epoch_ns), predicted, notes)
@@ -138,7 +140,9 @@ def prepare(options: RunOptions) -> Job:
     if options.variant is not None and options.model != BUILTIN:
         raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
     config = model_config(options.model, variant=variant or DEFAULT_VARIANT)
-    check_loadable(options.model, attention=options.attention, trust_remote_code=options.trust_remote_code)
+    # The published code has no sdpa.
+    attention = options.attention or ("eager" if options.trust_remote_code else "sdpa")
+    check_loadable(options.model, attention=attention, trust_remote_code=options.trust_remote_code)
     device = resolve_device(options.device)
     dtype = DTYPES[options.dtype] if options.dtype else default_dtype(config)
     loaded = load_pages(options.images) if options.images else [synthetic_page(workload, seed=options.seed)]
@@ -147,6 +151,7 @@ def prepare(options: RunOptions) -> Job:
         workload=workload,
         pages=tuple((page, workload_for_page(workload, page)) for page in loaded),
         device=device,
+        attention=attention,
         config=config,
         variant=variant,
         dtype=dtype,
@@ -167,7 +172,7 @@ def _load(job: Job) -> nn.Module:
         variant=job.variant or DEFAULT_VARIANT,
         dtype=job.dtype,
         device=job.device,
-        attention=job.options.attention,
+        attention=job.attention,
         seed=job.options.seed,
         trust_remote_code=job.options.trust_remote_code,
     )
@@ -176,6 +181,23 @@ def _load(job: Job) -> nn.Module:
 def _inputs(job: Job, page: Page, workload: Workload) -> SourcedInputs:
     inputs = build_inputs(page, workload, job.config.decoder, seed=job.options.seed)
     return SourcedInputs(page.name, page.source, inputs.to(job.device, job.dtype))
+
+
+def _measured(job: Job, model: nn.Module, inputs: list[SourcedInputs], progress: Progress) -> Measurement:
+    try:
+        return run_stage1(model, inputs, job.config.decoder, _stage1_options(job), progress)
+    except torch.OutOfMemoryError as error:
+        raise DsocrTraceError(
+            f"{job.device} ran out of memory; use a smaller page, fewer --max-new-tokens, or --dtype bf16"
+        ) from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, AssertionError, ImportError) as error:
+        if not job.options.trust_remote_code or isinstance(error, TraceError):
+            raise
+        raise DsocrTraceError(
+            f"the checkpoint's own code failed on {job.device}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; "
+            "--debug shows where, leaving --trust-remote-code out runs the built-in classes"
+        ) from error
 
 
 def _stage1_options(job: Job) -> Stage1Options:
@@ -212,7 +234,7 @@ def _predict(job: Job, model: nn.Module, measurement: Measurement) -> tuple[Pred
         return nothing_predicted(), [note]
     dtype = str(job.dtype).removeprefix("torch.")
     predicted = predict_pages(
-        job.config, measurement.pages, hardware=job.hardware, attention=job.options.attention, dtype=dtype
+        job.config, measurement.pages, hardware=job.hardware, attention=job.attention, dtype=dtype
     )
     return predicted, []
 

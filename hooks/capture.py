@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 import numpy as np
 import pyarrow as pa
 import torch
 from torch._C._profiler import _ExperimentalConfig
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from hooks.clock import ClockAlignment, Marker, align
 from hooks.errors import TraceError
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-_MARKER = "dsocr_trace.clock"
-_MARKERS_PER_GROUP = 24
-_CUDA_MARKER = "cudaDeviceSynchronize"
+#: What both clocks see, by device type: the cheapest event that a model hardly ever causes itself.
+_MARKERS: Final = {"cpu": "aten::special_i1e", "cuda": "cudaDeviceSynchronize"}
+_MARKERS_PER_GROUP: Final = 24
+#: How far two reads of the operating system's clocks may be off; to tell markers from events of the same name.
+_ROUGH_NS: Final = 20_000
 
 
 class EventCapture:
@@ -61,7 +64,9 @@ class EventCapture:
         self._profile = profile(
             activities=[activity], experimental_config=_ExperimentalConfig(profile_all_threads=not self._cuda)
         )
-        self._readings: list[list[tuple[int, int, int]]] = []
+        self._marker = _MARKERS[device.type]
+        self._touch = functools.partial(torch.cuda.synchronize, device) if self._cuda else _touch_cpu
+        self._readings: list[list[tuple[int, int]]] = []
         self._windows: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
@@ -89,20 +94,16 @@ class EventCapture:
             yield
         finally:
             if self._cuda:
-                torch.cuda.synchronize()
+                # By its stream: synchronising the device is what a marker does.
+                torch.cuda.current_stream().synchronize()
             self._windows.append((start, time.perf_counter_ns()))
 
     def _mark(self) -> None:
         readings = []
         for _ in range(_MARKERS_PER_GROUP):
             before = time.perf_counter_ns()
-            if self._cuda:
-                torch.cuda.synchronize()
-                inside = time.perf_counter_ns()
-            else:
-                with record_function(_MARKER):
-                    inside = time.perf_counter_ns()
-            readings.append((before, inside, time.perf_counter_ns()))
+            self._touch()
+            readings.append((before, time.perf_counter_ns()))
         self._readings.append(readings)
 
     def _read(self) -> None:
@@ -112,46 +113,29 @@ class EventCapture:
         raw = results.kineto_results.events()
         self.clock = align(self._clock_markers(raw))
         events = _cuda_events(raw) if self._cuda else _cpu_events(raw)
-        if not events:
+        self.events = _table(events, self.clock, self._windows)
+        if not self.events.num_rows:
             what = "CUDA activity (is another profiler attached?)" if self._cuda else "operator"
             raise TraceError(f"the profiler recorded no {what}, so nothing can be attributed")
-        self.events, self.outside_windows = _table(events, self.clock, self._windows)
+        markers = 0 if self._cuda else sum(len(group) for group in self._readings)
+        self.outside_windows = len(events) - markers - self.events.num_rows
 
     def _clock_markers(self, raw: list[Any]) -> list[list[Marker]]:
         """Pair the markers that the profiler saw with the readings around them, in time order."""
-        name = _CUDA_MARKER if self._cuda else _MARKER
-        seen = sorted((event.start_ns(), event.end_ns()) for event in raw if event.name() == name)
-        taken = [reading for group in self._readings for reading in group]
-        if self._cuda:
-            # Windows and the profiled code may synchronise as well: keep what lies inside a reading.
-            offset = time.time_ns() - time.perf_counter_ns()
-            seen = _inside(seen, taken, offset)
-        if len(seen) != len(taken):
-            raise TraceError(f"the profiler recorded {len(seen)} of {len(taken)} clock markers; run it again")
-        pairs = iter(zip(seen, taken, strict=True))
-        groups = []
-        for group in self._readings:
-            markers = []
-            for (start, end), (before, inside, after) in (next(pairs) for _ in group):
-                if self._cuda:
-                    markers.append(Marker(before, inside, start, end))
-                else:
-                    # The reading inside the marker splits it: its start and its end are bounded on their own.
-                    markers += [Marker(before, inside, start, start), Marker(inside, after, end, end)]
-            groups.append(markers)
-        return groups
-
-
-def _inside(seen: list[tuple[int, int]], readings: list[tuple[int, int, int]], offset: int) -> list[tuple[int, int]]:
-    """The marker events (start, end) that begin within a reading, by a rough first offset between the clocks."""
-    starts = np.asarray([before for before, _, _ in readings], np.int64) + offset
-    ends = np.asarray([after for _, _, after in readings], np.int64) + offset
-    kept = []
-    for start, end in seen:
-        nearest = int(np.searchsorted(starts, start, side="right")) - 1
-        if nearest >= 0 and start <= ends[nearest]:
-            kept.append((start, end))
-    return kept
+        offset = time.time_ns() - time.perf_counter_ns()
+        spans = [(group[0][0] + offset, group[-1][1] + offset) for group in self._readings]
+        # The profiled code may do what a marker does: keep what lies where markers were taken.
+        seen = sorted(
+            (event.start_ns(), event.end_ns())
+            for event in raw
+            if event.name() == self._marker
+            and any(first - _ROUGH_NS < event.start_ns() < last + _ROUGH_NS for first, last in spans)
+        )
+        taken = sum(len(group) for group in self._readings)
+        if len(seen) != taken:
+            raise TraceError(f"the profiler recorded {len(seen)} of {taken} clock markers; run it again")
+        events = iter(seen)
+        return [[Marker(*reading, *next(events)) for reading in group] for group in self._readings]
 
 
 @attrs.frozen
@@ -247,8 +231,8 @@ def _cuda_kind(name: str) -> str:
     return "memset" if name.startswith("Memset") else "kernel"
 
 
-def _table(events: list[_Event], clock: ClockAlignment, windows: list[tuple[int, int]]) -> tuple[pa.Table, int]:
-    """Events launched inside a window, on the host's clock and in its order; and how many lay outside."""
+def _table(events: list[_Event], clock: ClockAlignment, windows: list[tuple[int, int]]) -> pa.Table:
+    """Events launched inside a window, on the host's clock and in its order."""
     start = clock.to_host(np.asarray([event.start_ns for event in events], np.int64))
     has_launch = np.asarray([event.launch_ns is not None for event in events])
     launch = clock.to_host(
@@ -261,7 +245,7 @@ def _table(events: list[_Event], clock: ClockAlignment, windows: list[tuple[int,
     order = np.flatnonzero(kept)
     order = order[np.argsort(start[order], kind="stable")]
     chosen = [events[index] for index in order]
-    table = pa.table(
+    return pa.table(
         {
             "event_id": np.arange(len(chosen)),
             "kind": [event.kind for event in chosen],
@@ -277,7 +261,13 @@ def _table(events: list[_Event], clock: ClockAlignment, windows: list[tuple[int,
         },
         schema=EVENTS,
     )
-    return table, len(events) - len(chosen)
+
+
+_PROBE: Final = torch.ones(1)
+
+
+def _touch_cpu() -> None:
+    torch.special.i1e(_PROBE)
 
 
 @contextlib.contextmanager

@@ -43,8 +43,17 @@ def model_config(source: str, *, variant: str = DEFAULT_VARIANT) -> ModelConfig:
 
 
 def default_dtype(config: ModelConfig) -> torch.dtype:
-    """The type that the configuration names, for weights and activations."""
-    return torch.float32 if config.torch_dtype == "float32" else torch.bfloat16
+    """The type that the configuration names, for weights and activations.
+
+    Raises
+    ------
+    InputError
+        If it is neither bfloat16 nor float32.
+    """
+    if config.torch_dtype not in ("bfloat16", "float32"):
+        raise InputError(f"config.json names the type {config.torch_dtype}; choose bf16 or fp32 with --dtype")
+    found: torch.dtype = getattr(torch, config.torch_dtype)
+    return found
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -148,7 +148,7 @@ class _Runner:
     def _note_vision_end(self, _: object) -> None:
         """Note when a view's features are there; a GPU is waited for, else its vision work would count as prefill."""
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
         self._vision_ends.append(time.perf_counter_ns())
 
     def measure(self, index: int, page: SourcedInputs) -> PageMeasurement:
@@ -156,13 +156,13 @@ class _Runner:
         self._progress("warm-up: plain prefill", 0, 1)
         plain = Generation(self._model, page.inputs)
         plain.start()
-        generations, repeats, routing = [], [], None
-        for repeat in range(self._options.repeats):
+        first, walls = self._traced(index, 0, page.inputs)
+        routing = self._routing.counts()
+        generations, repeats = [first], [walls]
+        for repeat in range(1, self._options.repeats):
             generation, walls = self._traced(index, repeat, page.inputs)
-            routing = routing or self._routing.counts()
             generations.append(generation)
             repeats.append(walls)
-        first = generations[0]
         tokens = tuple(first.tokens)
         self._check("without tracing", 0, plain.tokens[0], tokens)
         for generation in generations[1:]:
@@ -170,8 +170,6 @@ class _Runner:
                 self._check("when repeated", step, token, tokens)
         pairs = self._paired_steps(first.fork(), index, tokens)
         profiled = self._profiled(first, index, page.inputs, tokens)
-        if routing is None:
-            raise ValueError("at least one repeat is needed")
         return PageMeasurement(
             name=page.name,
             source=page.source,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import pandas as pd
 
 from hooks.attribution import UNCLASSIFIED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import pandas as pd
 
 STAGES: Final = ("vision", "prefill", "decode")
 
@@ -68,8 +67,8 @@ def stage_rows(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) 
     return rows
 
 
-def _whole(value: float) -> int | None:
-    return None if value != value else int(value)  # noqa: PLR0124  not a number
+def _whole(value: float | None) -> int | None:
+    return None if value is None or pd.isna(value) else int(value)
 
 
 @attrs.frozen

@@ -120,6 +120,15 @@ def test_the_estimate_covers_what_was_measured() -> None:
     assert 8.8e9 < needed_bytes(BASE, workload, PARAMETERS, torch.bfloat16) < 11e9
 
 
+def test_the_estimate_covers_position_bias_or_logits() -> None:
+    """Whichever is larger: two copies of one block's bias, 12 heads x 6400^2 positions; or 4096 x 129280 logits."""
+    weights = 2 * PARAMETERS
+    large = attrs.evolve(STANDARD, crop_mode=False, base_size=1280)
+    assert needed_bytes(BASE, large, PARAMETERS, torch.bfloat16) > weights + 2 * 2 * 12 * 6400**2
+    long = attrs.evolve(STANDARD, text_tokens=4096 - STANDARD.image_tokens)
+    assert needed_bytes(BASE, long, PARAMETERS, torch.bfloat16) > weights + (2 + 4) * 4096 * 129_280
+
+
 def test_the_estimate_grows_with_the_job() -> None:
     small = needed_bytes(BASE, STANDARD, PARAMETERS, torch.bfloat16)
     for changes in (

@@ -327,6 +327,21 @@ def test_image_features_fill_the_masked_positions_only(
     assert changed[mask].all()
 
 
+def test_module_hooks_miss_what_they_miss_in_the_published_code(
+    tiny_model: Build, inputs_of: Callable[..., ModelInputs]
+) -> None:
+    """Its CLIP block calls two submodules past ``__call__``."""
+    model, hooked = tiny_model(), set()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: hooked.add(type(module).__name__))
+    tracer = Tracer(model)
+    with tracer:
+        model(**inputs_of().forward_kwargs())
+    classes = {path: type(module).__name__ for path, module in model.named_modules()}
+    traced = {classes[path] for path in tracer.calls()["module_path"].to_pylist()}
+    assert traced - hooked == {"NoTPAttention", "NoTPFeedForward"}
+
+
 # --- attention implementations ---
 
 
