@@ -43,7 +43,7 @@ VISION_SUBTREES: Final = ("model.sam_model", "model.vision_model", _PROJECTOR)
 #: Name of the pass that wall times, calls and routing come from.
 TRACED: Final = "traced"
 
-_OVERHEAD_PAIRS: Final = 24
+_OVERHEAD_PAIRS: Final = 40
 DEFAULT_PROFILED_STEPS: Final = 16
 
 
