@@ -27,7 +27,7 @@ from dsocr_trace.predictions import PredictedRun, nothing_predicted, predict_pag
 from dsocr_trace.report.markdown import report_markdown
 from dsocr_trace.store import RunWriter
 from hooks.errors import TraceError
-from stage_runners.devices import DTYPES, require_memory, resolve_device
+from stage_runners.devices import require_memory, resolve_device, resolve_dtype
 from stage_runners.inputs import build_inputs, workload_for_page
 from stage_runners.loading import BUILTIN, check_loadable, default_dtype, load_model, model_config, parameter_count
 from stage_runners.pages import Page, load_pages, synthetic_page
@@ -144,7 +144,7 @@ def prepare(options: RunOptions) -> Job:
     attention = options.attention or ("eager" if options.trust_remote_code else "sdpa")
     check_loadable(options.model, attention=attention, trust_remote_code=options.trust_remote_code)
     device = resolve_device(options.device)
-    dtype = DTYPES[options.dtype] if options.dtype else default_dtype(config)
+    dtype = resolve_dtype(options.dtype) if options.dtype else default_dtype(config)
     loaded = load_pages(options.images) if options.images else [synthetic_page(workload, seed=options.seed)]
     job = Job(
         options=options,

@@ -53,6 +53,19 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def resolve_dtype(name: str) -> torch.dtype:
+    """The type called ``bf16`` or ``fp32``.
+
+    Raises
+    ------
+    InputError
+        If it has another name.
+    """
+    if name not in DTYPES:
+        raise InputError(f"no type {name!r}; choose one of {', '.join(DTYPES)} with --dtype")
+    return DTYPES[name]
+
+
 def needed_bytes(config: ModelConfig, workload: Workload, parameters: int, dtype: torch.dtype) -> int:
     """Estimate of a run's peak memory.
 

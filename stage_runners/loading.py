@@ -17,6 +17,7 @@ from torch import nn
 from analytic.config import DEFAULT_VARIANT, ModelConfig, checkpoint_config, variant_config
 from analytic.errors import InputError
 from stage_runners.deepseek_ocr import ATTENTION_IMPLEMENTATIONS, DeepseekOCRForCausalLM
+from stage_runners.devices import resolve_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,7 @@ def load_model(
     source: str,
     *,
     variant: str = DEFAULT_VARIANT,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     attention: str = "sdpa",
     seed: int = 0,
@@ -81,7 +82,7 @@ def load_model(
     variant
         Which built-in variant; only with ``"builtin"``.
     dtype
-        Type of weights and activations; by default the one that the configuration names.
+        Type of weights and activations, also as ``bf16`` or ``fp32``; by default the one that the configuration names.
     device
         Where the model will live.
     attention
@@ -99,6 +100,8 @@ def load_model(
     """
     config = model_config(source, variant=variant)
     check_loadable(source, attention=attention, trust_remote_code=trust_remote_code)
+    if isinstance(dtype, str):
+        dtype = resolve_dtype(dtype)
     dtype = dtype or default_dtype(config)
     device = torch.device(device)
     if trust_remote_code:

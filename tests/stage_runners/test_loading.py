@@ -131,6 +131,12 @@ def test_the_configuration_names_the_type(
     assert torch.equal(model.lm_head.weight.bfloat16(), state["lm_head.weight"])
 
 
+def test_a_type_by_name(whole: Path) -> None:
+    assert next(load_model(str(whole), dtype="fp32").parameters()).dtype is torch.float32
+    with pytest.raises(InputError, match=r"no type 'fp8'; choose one of bf16, fp32 with --dtype"):
+        load_model(str(whole), dtype="fp8")
+
+
 def test_the_caller_names_the_type(whole: Path) -> None:
     assert load_model(str(whole), dtype=torch.float32).lm_head.weight.dtype == torch.float32
 
