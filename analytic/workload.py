@@ -5,13 +5,16 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
 from analytic.config import DEFAULT_VARIANT
 from analytic.crops import PATCH_SIZE, Grid, crop_grid, image_tokens
 from analytic.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @attrs.frozen
@@ -37,6 +40,21 @@ def _patch_multiple(instance: Workload, attribute: attrs.Attribute[int], value: 
         )
 
 
+def _as_grid(value: Sequence[int] | None) -> Grid | None:
+    # How many there are is for the validator to check.
+    return None if value is None else cast("Grid", tuple(value))
+
+
+def _positive_grid(instance: Workload, attribute: attrs.Attribute[Grid | None], value: Grid | None) -> None:
+    if value is None:
+        return
+    if len(value) != 2:
+        raise InputError(f"workload {instance.id}: {attribute.name} is {value!r}, it must be two numbers")
+    for side in value:
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise InputError(f"workload {instance.id}: {attribute.name} is {value!r}, both numbers must be positive")
+
+
 @attrs.frozen
 class Workload:
     """One page, one prompt, one greedy generation.
@@ -55,6 +73,8 @@ class Workload:
         Tokens to generate: one prefill, and one decode forward for each token after the first.
     no_repeat_ngram_size
         Length of the n-gram that may not repeat (the published interactive setting is 20, its evaluation uses 35).
+    tile_grid
+        Columns and rows to cut into, whatever the page's shape; None for what the crop rule gives.
     """
 
     id: str
@@ -67,12 +87,15 @@ class Workload:
     image_size: int = attrs.field(default=640, validator=_patch_multiple)
     batch_size: int = attrs.field(default=1, validator=_positive)
     no_repeat_ngram_size: int = attrs.field(default=20, validator=_positive)
+    tile_grid: Grid | None = attrs.field(default=None, converter=_as_grid, validator=_positive_grid)
     variant: str = DEFAULT_VARIANT
 
     @property
     def grid(self) -> Grid | None:
         """Tile grid (columns, rows), or None where no tiles are cut."""
-        return crop_grid(self.page_width, self.page_height) if self.crop_mode else None
+        if not self.crop_mode:
+            return None
+        return self.tile_grid or crop_grid(self.page_width, self.page_height)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -92,6 +115,11 @@ class Workload:
     def seq_len(self) -> int:
         """Positions of the prompt."""
         return self.image_tokens + self.text_tokens
+
+    @property
+    def positions(self) -> int:
+        """Positions that the cache holds in the end; the last new token is never fed back."""
+        return self.seq_len + self.max_new_tokens - 1
 
 
 def profile_names() -> list[str]:

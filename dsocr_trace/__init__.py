@@ -9,12 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from dsocr_trace.forecast import Forecast, predict
     from dsocr_trace.store import Run, load
     from hooks.tracer import Tracer as trace  # noqa: N813  reads as a verb in a with statement
 
-__all__ = ["Run", "load", "trace"]
+__all__ = ["Forecast", "Run", "load", "predict", "trace"]
 
 _HOME: Final = {
+    "Forecast": ("dsocr_trace.forecast", "Forecast"),
+    "predict": ("dsocr_trace.forecast", "predict"),
     "Run": ("dsocr_trace.store", "Run"),
     "load": ("dsocr_trace.store", "load"),
     "trace": ("hooks.tracer", "Tracer"),

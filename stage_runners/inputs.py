@@ -129,11 +129,9 @@ def _check_fits(workload: Workload, decoder: DecoderConfig) -> None:
             f"workload {workload.id} has batch_size {workload.batch_size}, a run takes one page at a time; "
             "choose a workload with batch_size 1 with --workload"
         )
-    # The last new token is never fed back.
-    positions = workload.seq_len + workload.max_new_tokens - 1
-    if positions > decoder.max_position_embeddings:
+    if workload.positions > decoder.max_position_embeddings:
         raise InputError(
-            f"workload {workload.id} needs {positions} positions ({workload.seq_len} of the prompt and "
+            f"workload {workload.id} needs {workload.positions} positions ({workload.seq_len} of the prompt and "
             f"{workload.max_new_tokens} new tokens less one), the model has {decoder.max_position_embeddings}; "
             "lower it with --max-new-tokens"
         )

@@ -71,8 +71,8 @@ class ProgressDisplay:
 
 def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
     """Print stages, the heaviest modules, trust and files on standard output."""
-    console = Console(highlight=False, width=None if Console().is_terminal else _PIPED_WIDTH)
-    stages = _table(f"{manifest['workload']['id']} on {manifest['device']['name']}", "Stage")
+    console = result_console()
+    stages = plain_table(f"{manifest['workload']['id']} on {manifest['device']['name']}", "Stage")
     for name in ("Wall", "Device", "Predicted", "Matrix work", "MFU", "Calls"):
         stages.add_column(name, justify="right")
     for row in stage_rows(manifest, tables):
@@ -85,7 +85,7 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
             percent(row.mfu),
             f"{row.calls:,}",
         )
-    modules = _table("Heaviest modules, by their own time on the device", "Stage", "Module")
+    modules = plain_table("Heaviest modules, by their own time on the device", "Stage", "Module")
     for name in ("Time", "Share", "Predicted"):
         modules.add_column(name, justify="right")
     for cost in top_modules(tables["attribution"], _TOP):
@@ -95,7 +95,13 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
     console.print(stages, modules, _trust(manifest), f"run: {run_dir}", f"report: {run_dir}/report.md", sep="\n")
 
 
-def _table(title: str, *columns: str) -> Table:
+def result_console() -> Console:
+    """Console for results: as wide as the terminal, and of one width elsewhere."""
+    return Console(highlight=False, width=None if Console().is_terminal else _PIPED_WIDTH)
+
+
+def plain_table(title: str, *columns: str) -> Table:
+    """Table without a frame."""
     return Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 

@@ -1,0 +1,155 @@
+"""Prediction without a run: what a workload should cost on a device. Needs no torch."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from analytic.config import DecoderConfig, ModelConfig, variant_config
+from analytic.errors import InputError
+from analytic.hardware import Hardware, load_hardware
+from analytic.predict import CostRow, Prediction, category_rows, module_rows, stage_rows
+from analytic.predict import predict as predict_workload
+from analytic.whatif import Scenario, apply_settings
+from analytic.workload import load_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+#: Columns of the machine-readable output.
+COLUMNS: Final = (
+    "calls",
+    "tensor_flops",
+    "vector_flops",
+    "bytes_read",
+    "bytes_written",
+    "weight_bytes",
+    "kv_cache_bytes",
+    "predicted_ns",
+)
+
+
+@attrs.frozen(eq=False, slots=False)
+class Forecast:
+    """A prediction, as pandas frames.
+
+    Attributes
+    ----------
+    scenario
+        What was predicted.
+    hardware
+        For which device.
+    prediction
+        Every operator with its cost and time.
+    """
+
+    scenario: Scenario
+    hardware: Hardware
+    prediction: Prediction
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        """Sums over the model, one row per stage."""
+        return _frame(stage_rows(self.prediction))
+
+    @cached_property
+    def modules(self) -> pd.DataFrame:
+        """Self values, one row per stage and module."""
+        return _frame(module_rows(self.prediction))
+
+    @cached_property
+    def operators(self) -> pd.DataFrame:
+        """Self values, one row per stage, module and operator category."""
+        return _frame(category_rows(self.prediction))
+
+    def summary(self) -> dict[str, Any]:
+        """Stages and modules in plain numbers, for ``--json``."""
+        workload = self.scenario.workload
+        return {
+            "workload": attrs.asdict(workload) | {"crop_grid": workload.grid, "seq_len": workload.seq_len},
+            "dtype": self.scenario.dtype,
+            "attention": self.scenario.attention,
+            "hardware": self.hardware.name,
+            "source": self.hardware.provenance,
+            "routing": self.prediction.work.routing.source,
+            "stages": {row.stage: _columns(row) for row in stage_rows(self.prediction)},
+            "modules": [
+                {"stage": row.stage, "module_path": row.module_path, **_columns(row)}
+                for row in module_rows(self.prediction)
+            ],
+        }
+
+
+def _columns(row: CostRow) -> dict[str, int]:
+    return {name: getattr(row, name) for name in COLUMNS}
+
+
+def _frame(rows: list[Any]) -> pd.DataFrame:
+    import pandas as pd  # noqa: PLC0415  a prediction on the command line does without
+
+    return pd.DataFrame(attrs.asdict(row) for row in rows)
+
+
+def predict(
+    workload: str,
+    hardware: str,
+    *,
+    variant: str | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Forecast:
+    """Predict a workload on a device, without running it.
+
+    Parameters
+    ----------
+    workload
+        Profile id or TOML file.
+    hardware
+        Hardware entry or TOML file.
+    variant
+        Size of the model; the workload names the default.
+    settings
+        What-if changes by key (`analytic.whatif.KEYS`), such as ``{"batch_size": 4, "crop_grid": "2x3"}``.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, a setting impossible, or the sequence longer than the model's.
+    """
+    words = [f"{key}={value}" for key, value in (settings or {}).items()]
+    return predict_words(workload, hardware, variant=variant, settings=words)
+
+
+def predict_words(workload: str, hardware: str, *, variant: str | None, settings: Sequence[str]) -> Forecast:
+    """Predict as `predict` does, with what-if changes as ``KEY=VALUE`` words."""
+    profile = load_workload(workload)
+    config = variant_config(variant or profile.variant)
+    scenario = apply_settings(Scenario(profile, dtype=config.torch_dtype), settings)
+    return forecast(config, scenario, load_hardware(hardware))
+
+
+def forecast(config: ModelConfig, scenario: Scenario, hardware: Hardware) -> Forecast:
+    """Predict a scenario.
+
+    Raises
+    ------
+    InputError
+        If the device has no figure for the type, or the sequence is longer than the model's.
+    """
+    _check_length(scenario, config.decoder)
+    prediction = predict_workload(
+        config, scenario.workload, hardware=hardware, attention=scenario.attention, dtype=scenario.dtype
+    )
+    return Forecast(scenario, hardware, prediction)
+
+
+def _check_length(scenario: Scenario, decoder: DecoderConfig) -> None:
+    workload = scenario.workload
+    if workload.positions > decoder.max_position_embeddings:
+        raise InputError(
+            f"the sequence grows to {workload.positions} positions ({workload.seq_len} of the prompt), the model has "
+            f"{decoder.max_position_embeddings}; lower it with --set max_new_tokens= or --set seq_len="
+        )
