@@ -114,7 +114,8 @@ class Operation:
     @property
     def activation_peak_bytes(self) -> int:
         """Output bytes of the largest single run."""
-        return max(int(np.max(cost.activation_bytes)) for _, cost in self.runs)
+        sizes = (cost.activation_bytes for _, cost in self.runs)
+        return max(int(size.max()) if isinstance(size, np.ndarray) else size for size in sizes)
 
 
 @attrs.frozen

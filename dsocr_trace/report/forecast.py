@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analytic.predict import module_rows, stage_rows
-from dsocr_trace.report.terminal import plain_table, result_console
+from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.units import duration, percent, quantity
 
 if TYPE_CHECKING:

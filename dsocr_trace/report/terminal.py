@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.rows import stage_rows, top_modules
 from dsocr_trace.report.units import duration, percent, quantity
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TOP = 8
-_PIPED_WIDTH = 100
 
 
 class ProgressDisplay:
@@ -93,16 +91,6 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
             cost.stage, cost.name, duration(cost.scaled_ns), percent(cost.share), duration(cost.predicted_ns)
         )
     console.print(stages, modules, _trust(manifest), f"run: {run_dir}", f"report: {run_dir}/report.md", sep="\n")
-
-
-def result_console() -> Console:
-    """Console for results: as wide as the terminal, and of one width elsewhere."""
-    return Console(highlight=False, width=None if Console().is_terminal else _PIPED_WIDTH)
-
-
-def plain_table(title: str, *columns: str) -> Table:
-    """Table without a frame."""
-    return Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _trust(manifest: Mapping[str, Any]) -> str:
