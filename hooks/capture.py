@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MARKERS: Final = {"cpu": "aten::special_i1e", "cuda": "cudaDeviceSynchronize"}
 _MARKERS_PER_GROUP: Final = 24
 #: How far two reads of the operating system's clocks may be off; to tell markers from events of the same name.
-_ROUGH_NS: Final = 20_000
+_ROUGH_NS: Final = 1_000_000
 
 
 class EventCapture:

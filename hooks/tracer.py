@@ -22,6 +22,7 @@ from hooks.nvtx_ranges import Ranges, nvtx_attached
 from hooks.stages import PositionStages, StageDetector, no_stage
 from hooks.wrappers import (
     NO_CONTEXT,
+    Clock,
     Context,
     Forward,
     ThreadLog,
@@ -97,6 +98,8 @@ class Tracer:
         By module path: called with each output of that module, after its recorded interval.
     stage_of_subtree
         By module path: the stage of all calls of this module and those below it; the innermost counts.
+    clock
+        Read at both ends of every call. It may be any count that never falls, such as the FLOPs counted so far.
 
     Attributes
     ----------
@@ -119,6 +122,7 @@ class Tracer:
         nvtx: bool = False,
         observers: Mapping[str, Callable[[Any], None]] | None = None,
         stage_of_subtree: Mapping[str, str] | None = None,
+        clock: Clock = perf_counter_ns,
     ) -> None:
         self._named = list(root.named_modules())
         self._paths = [path for path, _ in self._named]
@@ -130,6 +134,7 @@ class Tracer:
         self._own_stages = [_innermost(path, subtrees) for path in self._paths]
         self.notes: list[str] = list(alias_notes(self._named))
         self._detector: StageDetector = detector or no_stage
+        self._clock = clock
         self._ranges = self._prepare_ranges() if nvtx else None
         self._logs: list[ThreadLog] = []
         self._threads = Threads(self._logs.append, self._ranges.of(NO_CONTEXT[0]) if self._ranges else ())
@@ -145,7 +150,7 @@ class Tracer:
 
     @label.setter
     def label(self, label: Label) -> None:
-        self._labels.append((perf_counter_ns(), label))
+        self._labels.append((self._clock(), label))
 
     @property
     def threads(self) -> dict[int, int]:
@@ -287,9 +292,9 @@ class Tracer:
         if ranges is not None:
             forward = ranged(forward, threads, index) if index else ranged_root(forward, threads, ranges)
         if index:
-            forward = recorded(forward, threads, index)
+            forward = recorded(forward, threads, index, self._clock)
         else:
-            forward = recorded_root(forward, threads, len(self._named), self._detect)
+            forward = recorded_root(forward, threads, len(self._named), self._detect, self._clock)
         observer = self._observers.get(self._paths[index])
         return forward if observer is None else observed(forward, observer)
 

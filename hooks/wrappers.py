@@ -1,6 +1,6 @@
 """The closures that stand in for a module's ``forward``, and the log that they write.
 
-A log is a flat list of integers, two for each thing that happened: a mark and a time. The mark of an entered call is
+A log is a flat list of integers, two for each thing that happened: a mark and a time (or what else the clock counts). The mark of an entered call is
 its module's index; of an entered root call, the number of modules plus the index of its context; of a left call,
 ``~index``. Everything else is worked out when the log is read (`hooks.calls`). A list beats ``array('q')`` here:
 appending to an array parses the integer each time, which costs 180 ns more per call.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from time import perf_counter_ns
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from hooks.nvtx_ranges import Ranges
 
 Forward = Callable[..., Any]
+Clock = Callable[[], int]
 #: The stage and the step of one root call.
 Context = tuple[str, int | None]
 
@@ -57,9 +57,8 @@ class Threads(threading.local):
         self.ranges = ranges
 
 
-def recorded(forward: Forward, threads: Threads, index: int) -> Forward:
+def recorded(forward: Forward, threads: Threads, index: int, clock: Clock) -> Forward:
     """Log each call of ``forward`` as a call of module ``index``."""
-    clock = perf_counter_ns
     left = ~index
 
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -77,10 +76,13 @@ def recorded(forward: Forward, threads: Threads, index: int) -> Forward:
 
 
 def recorded_root(
-    forward: Forward, threads: Threads, module_count: int, detect: Callable[[tuple[Any, ...], dict[str, Any]], Context]
+    forward: Forward,
+    threads: Threads,
+    module_count: int,
+    detect: Callable[[tuple[Any, ...], dict[str, Any]], Context],
+    clock: Clock,
 ) -> Forward:
     """Log each call of ``forward`` as a call of module 0, with the context that ``detect`` finds before it."""
-    clock = perf_counter_ns
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         context = detect(args, kwargs)
