@@ -1,8 +1,8 @@
-"""Predictions per module, hardware and the time model."""
+"""Predictions per module, and the time model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
@@ -11,13 +11,10 @@ import pytest
 from analytic.config import variant_config
 from analytic.cost import Cost
 from analytic.errors import InputError
-from analytic.hardware import cpu_hardware, hardware_names, load_hardware
+from analytic.hardware import load_hardware
 from analytic.predict import Prediction, category_rows, module_rows, predict, stage_rows, subtree_totals
 from analytic.roofline import device_time
 from analytic.workload import load_workload
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TINY = variant_config("deepseek-ocr-v1-tiny")
 BASE = variant_config("deepseek-ocr-v1-base")
@@ -130,60 +127,6 @@ def test_fp32_doubles_the_weights() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         predict(TINY, SMOKE, hardware=RTX, **arguments)
-
-
-@pytest.mark.parametrize("name", hardware_names())
-def test_built_in_hardware(name: str) -> None:
-    hardware = load_hardware(name)
-    assert hardware.name == name
-    figures = [hardware.memory_bytes, hardware.memory_bytes_per_s]
-    figures += [*hardware.tensor_flops_per_s.values(), *hardware.vector_flops_per_s.values()]
-    assert all(figure.source for figure in figures)
-    assert hardware.tensor_peak("bfloat16") > hardware.tensor_peak("float32") >= hardware.vector_peak("float32")
-
-
-def test_hardware_figures() -> None:
-    h200 = load_hardware("h200")
-    assert h200.tensor_peak("bfloat16") == 989.4e12
-    assert h200.memory_bytes_per_s.value == 4.8e12
-    assert load_hardware("h100-sxm").memory_bytes_per_s.value == 3.35e12
-    assert RTX.tensor_peak("bfloat16") == 209.5e12
-    assert RTX.memory_bytes_per_s.value == 1792e9
-
-
-def test_processors_scale_with_their_cores() -> None:
-    figures = {"ghz": 2.0, "fp32_per_cycle": 32, "bf16_per_cycle": 64, "gb_per_s_per_core": 8, "memory_gb": 4}
-    one, four = (cpu_hardware("x", cores=cores, **figures) for cores in (1, 4))
-    assert four.tensor_peak("float32") == 4 * one.tensor_peak("float32") == 4 * 64e9
-
-
-def test_unknown_hardware() -> None:
-    with pytest.raises(InputError, match=r"no hardware 'abacus'; choose one of cpu-generic, .* with --hardware"):
-        load_hardware("abacus")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "kind = 'cuda'",
-        "kind = [",
-        "[cpu]\ncores = 2",
-        "cpu = 3",
-        "kind = 'tpu'",
-        "kind = 'cuda'\ntensor_flops_per_s = 1",
-    ],
-)
-def test_bad_hardware_file(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"hardware mine is not described correctly .*--hardware") as caught:
-        load_hardware(str(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_hardware_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        load_hardware(str(tmp_path / "none.toml"))
 
 
 def test_a_dtype_without_a_peak_is_refused() -> None:
