@@ -6,7 +6,7 @@ import contextlib
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -16,6 +16,10 @@ from analytic.workload import profile_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+#: Exit code of a check that found a difference.
+_DIFFERENT: Final = 3
 
 
 class _StepCount(click.ParamType[int | None]):
@@ -163,13 +167,69 @@ def predict(
 
 
 @cli.command(name="list")
-@click.argument("what", type=click.Choice(["workloads", "variants", "hardware"]))
-def list_command(what: str) -> None:
+@click.argument("what", type=click.Choice(["workloads", "variants", "hardware", "operators", "layers"]))
+@click.option("--variant", metavar="ID", help="Whose layers to list.  [default: deepseek-ocr-v1-base]")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def list_command(*, what: str, variant: str | None, debug: bool) -> None:
     """Print what is built in."""
-    from analytic.hardware import hardware_names  # noqa: PLC0415
+    with _reported(debug=debug):
+        if what in {"operators", "layers"}:
+            from analytic.config import DEFAULT_VARIANT, variant_config  # noqa: PLC0415
+            from dsocr_trace.report.catalogue import print_layers, print_operators  # noqa: PLC0415
 
-    names = {"workloads": profile_names, "variants": variant_names, "hardware": hardware_names}[what]()
-    click.echo("\n".join(names))
+            if what == "layers":
+                print_layers(variant_config(variant or DEFAULT_VARIANT))
+            else:
+                print_operators()
+            return
+        from analytic.hardware import hardware_names  # noqa: PLC0415
+
+        names = {"workloads": profile_names, "variants": variant_names, "hardware": hardware_names}[what]()
+        click.echo("\n".join(names))
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option(
+    "--model",
+    default="builtin",
+    show_default=True,
+    metavar="builtin|DIR",
+    help="The built-in classes, or a checkpoint directory; its config.json is enough.",
+)
+@click.option("--variant", metavar="ID", help="Size of the built-in model.  [default: deepseek-ocr-v1-base]")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Count the checkpoint's own code: it can do all that your account can."
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["sdpa", "eager"]),
+    help="How the decoder attends.  [default: sdpa, for llama both; eager with --trust-remote-code]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def verify(*, as_json: bool, debug: bool, **options: Any) -> None:
+    """Compare the formulas with the FLOPs that torch counts; exit with 3 if any differ.
+
+    Targets: vision, decoder, llama, core, prefill-decode, end2end-vision-nocrop, end2end-vision,
+    end2end-prefill-decode, end2end, and all, the default.
+    """
+    with _reported(debug=debug):
+        import json  # noqa: PLC0415
+
+        from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
+        from dsocr_trace.report.verification import print_verification, verification_json  # noqa: PLC0415
+        from dsocr_trace.verify import VerifyOptions  # noqa: PLC0415
+        from dsocr_trace.verify import verify as compare  # noqa: PLC0415
+
+        with ProgressDisplay() as progress:
+            found = compare(VerifyOptions(**options), progress)
+        if as_json:
+            click.echo(json.dumps(verification_json(found)))
+        else:
+            print_verification(found)
+    if not found.holds:
+        sys.exit(_DIFFERENT)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """The closures that stand in for a module's ``forward``, and the log that they write.
 
-A log is a flat list of integers, two for each thing that happened: a mark and a time (or what else the clock counts). The mark of an entered call is
-its module's index; of an entered root call, the number of modules plus the index of its context; of a left call,
-``~index``. Everything else is worked out when the log is read (`hooks.calls`). A list beats ``array('q')`` here:
-appending to an array parses the integer each time, which costs 180 ns more per call.
+A log is a flat list of integers, two for each thing that happened: a mark and a time, or what else the clock counts.
+The mark of an entered call is its module's index; of an entered root call, the number of modules plus the index of its
+context; of a left call, ``~index``. Everything else is worked out when the log is read (`hooks.calls`). A list beats
+``array('q')`` here: appending to an array parses the integer each time, which costs 180 ns more per call.
 """
 
 from __future__ import annotations

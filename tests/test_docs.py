@@ -11,7 +11,10 @@ import pytest
 from analytic.hardware import hardware_names
 from analytic.workload import load_workload, profile_names
 from dsocr_trace.cli import cli
+from dsocr_trace.report.verification import verification_json
 from dsocr_trace.schemas import TABLES
+from dsocr_trace.verify import Verification
+from dsocr_trace.verify_targets import EVERYTHING, TARGETS
 from hooks.attribution import REASONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,3 +122,13 @@ def test_links_outside_the_site_lead_somewhere(name: str) -> None:
     path = ROOT / name
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_target_of_verify_is_documented() -> None:
+    assert list(rows(section(page("verify.md"), "Targets"))) == [*TARGETS, EVERYTHING]
+    assert all(name in (cli.commands["verify"].help or "") for name in (*TARGETS, EVERYTHING))
+
+
+def test_every_key_of_a_verification_is_documented() -> None:
+    nothing = Verification(workloads={}, rows=(), differences=(), operators_without_reference=())
+    assert list(rows(section(page("verify.md"), "--json"))) == list(verification_json(nothing))

@@ -336,3 +336,13 @@ def test_modules_table_counts_shared_parameters_once() -> None:
     assert table["parameter_count"].to_pylist() == [0, 15, 15, 0, 0]
     assert table["weight_bytes"].to_pylist() == [0, 60, 30, 0, 0]
     assert Tracer(Model()).modules()["depth"].to_pylist() == [0, 1, 2, 3, 3, 3, 2, 3, 3, 3, 1]
+
+
+def test_the_clock_may_count_anything() -> None:
+    count = iter(range(0, 1000, 10))
+    tracer = Tracer(torch.nn.Sequential(torch.nn.Identity()), clock=lambda: next(count))
+    with tracer:
+        tracer._named[0][1](torch.zeros(1))
+    calls = tracer.calls()
+    assert calls["start_ns"].to_pylist() == [0, 10]
+    assert calls["end_ns"].to_pylist() == [30, 20]
