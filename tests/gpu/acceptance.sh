@@ -48,21 +48,6 @@ print("torch built for CUDA", torch.version.cuda, "sees", torch.cuda.device_coun
 PYTHON
 }
 
-# dsocr-trace asks for its own version, which an uninstalled checkout does not have.
-name_checkout() {
-    "$PYTHON" -c 'from importlib import metadata; metadata.version("dsocr-trace")' 2> /dev/null && return
-    "$PYTHON" - "$work" << 'PYTHON'
-import sys
-import tomllib
-from pathlib import Path
-
-version = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-folder = Path(sys.argv[1], f"dsocr_trace-{version}.dist-info")
-folder.mkdir()
-folder.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: dsocr-trace\nVersion: {version}\n")
-PYTHON
-}
-
 # trace NAME WORKLOAD [OPTION]...: one run, its summary, its checks.
 trace() {
     local name=$1 workload=$2
@@ -79,9 +64,8 @@ trace() {
     "$PYTHON" tests/gpu/check_run.py "$work/$name" || failed=1
 }
 
-export PYTHONPATH=$PWD:$work${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 describe || failed=1
-name_checkout
 trace standard "$WORKLOAD"
 if [[ -d $work/standard ]]; then
     cp "$work"/standard/{run.json,report.md,attribution.parquet,operators.parquet,pages.parquet} "$OUT/standard/"

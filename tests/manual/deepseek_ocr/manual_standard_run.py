@@ -33,8 +33,11 @@ What to look at
 def main() -> int:
     """Run, then print the artifacts and the list."""
     given = sys.argv[1:]
+    if {"-h", "--help"} & set(given):
+        print(__doc__)
+        return 0
     workload = given.pop(0) if given and not given[0].startswith("-") else STANDARD
-    command = [sys.executable, "-c", "from dsocr_trace.cli import main; main()", "run", "--workload", workload, *given]
+    command = [sys.executable, "-m", "dsocr_trace", "run", "--workload", workload, *given]
     print(f"$ dsocr-trace {shlex.join(command[3:])}", flush=True)
     finished = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if finished.returncode:
