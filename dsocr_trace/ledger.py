@@ -180,17 +180,26 @@ def _with_predicted_categories(kernels: pd.DataFrame, predicted: pd.DataFrame) -
     return kernels.assign(operator_category=category)
 
 
-def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame, weights: Mapping[str, int]) -> pd.DataFrame:
     """Predicted memory of each predicted (stage, module), beside the weights that the live model holds.
 
     Activations and the cache are measured by no pass yet: those columns are empty.
+
+    Parameters
+    ----------
+    modules
+        The live model's modules.
+    predictions
+        Predicted self values (`dsocr_trace.schemas.PREDICTIONS`), with ``activation_peak_bytes``.
+    weights
+        Predicted bytes of the parameters that each module path owns: held once, however often they are read.
     """
     live = modules.set_index("module_path")["weight_bytes"]
     return pd.DataFrame(
         {
             "stage": predictions["stage"],
             "module_path": predictions["module_path"],
-            "predicted_weight_bytes": predictions["weight_bytes"],
+            "predicted_weight_bytes": predictions["module_path"].map(dict(weights)),
             "measured_weight_bytes": predictions["module_path"].map(live),
             "predicted_activation_peak_bytes": predictions["activation_peak_bytes"],
             "measured_activation_peak_bytes": None,

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from analytic.config import DEFAULT_VARIANT
-from analytic.errors import DsocrTraceError, InputError
+from analytic.errors import DsocrTraceError
 from analytic.model import module_tree
 from analytic.workload import Workload, load_workload
 from dsocr_trace.environment import device_properties, git_commit, hardware_for, versions
@@ -29,7 +29,16 @@ from dsocr_trace.store import RunWriter
 from hooks.errors import TraceError
 from stage_runners.devices import require_memory, resolve_device, resolve_dtype
 from stage_runners.inputs import build_inputs, workload_for_page
-from stage_runners.loading import BUILTIN, check_loadable, default_dtype, load_model, model_config, parameter_count
+from stage_runners.loading import (
+    BUILTIN,
+    check_loadable,
+    default_attention,
+    default_dtype,
+    load_model,
+    model_config,
+    own_code_failure,
+    parameter_count,
+)
 from stage_runners.pages import Page, load_pages, synthetic_page
 from stage_runners.stage1 import DEFAULT_PROFILED_STEPS, TRACED, SourcedInputs, Stage1Options, run_stage1
 
@@ -137,12 +146,14 @@ def prepare(options: RunOptions) -> Job:
     if options.max_new_tokens is not None:
         workload = attrs.evolve(workload, max_new_tokens=options.max_new_tokens)
     variant = None if options.model != BUILTIN else options.variant or workload.variant or DEFAULT_VARIANT
-    if options.variant is not None and options.model != BUILTIN:
-        raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
+    attention = options.attention or default_attention(trust_remote_code=options.trust_remote_code)
+    check_loadable(
+        options.model,
+        variant=options.variant,
+        attention=attention,
+        trust_remote_code=options.trust_remote_code,
+    )
     config = model_config(options.model, variant=variant or DEFAULT_VARIANT)
-    # The published code has no sdpa.
-    attention = options.attention or ("eager" if options.trust_remote_code else "sdpa")
-    check_loadable(options.model, attention=attention, trust_remote_code=options.trust_remote_code)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype) if options.dtype else default_dtype(config)
     loaded = load_pages(options.images) if options.images else [synthetic_page(workload, seed=options.seed)]
@@ -193,11 +204,7 @@ def _measured(job: Job, model: nn.Module, inputs: list[SourcedInputs], progress:
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, AssertionError, ImportError) as error:
         if not job.options.trust_remote_code or isinstance(error, TraceError):
             raise
-        raise DsocrTraceError(
-            f"the checkpoint's own code failed on {job.device}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}; "
-            "--debug shows where, leaving --trust-remote-code out runs the built-in classes"
-        ) from error
+        raise own_code_failure(error, str(job.device)) from error
 
 
 def _stage1_options(job: Job) -> Stage1Options:
@@ -254,7 +261,7 @@ def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: 
         "predictions": predicted.modules,
         "attribution": attribution_table(modules, calls, scaled, predicted.modules),
         "operators": operators_table(scaled, predicted.categories),
-        "memory": memory_table(modules, predicted.modules),
+        "memory": memory_table(modules, predicted.modules, predicted.weights),
         "pages": pages_table(measurement.pages, scaled, predicted.stages),
     }
     conserved = check_run(

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 import pandas as pd
 
+from analytic.cost import DTYPE_BYTES
 from analytic.model import module_tree
 from analytic.predict import category_rows, module_rows, predict, stage_rows
 from analytic.routing import Routing
@@ -47,12 +48,15 @@ class PredictedRun:
         For each page and stage the sums over the model.
     layers
         Analytic layer of each module path.
+    weights
+        Bytes of the parameters that each module path owns itself.
     """
 
     modules: pd.DataFrame
     categories: pd.DataFrame
     stages: pd.DataFrame
     layers: dict[str, str]
+    weights: dict[str, int]
 
     def model_flops(self) -> dict[str, int]:
         """FLOPs of the whole model by stage, summed over operators rather than modules."""
@@ -96,12 +100,14 @@ def predict_pages(
         dict.fromkeys(_SUMS, "sum")
         | {"activation_peak_bytes": "max", "predicted_host_ns": "last", "bound": "last", "source": "last"}
     )
+    tree = module_tree(config)
     by_category = pd.concat(categories).groupby([*key, "operator_category"], sort=False)
     return PredictedRun(
         modules=merged.reset_index(),
         categories=by_category[["predicted_ns", "flops", "bytes"]].sum().reset_index(),
         stages=pd.concat(stages),
-        layers={node.module_path: node.analytic_layer for node in module_tree(config)},
+        layers={node.module_path: node.analytic_layer for node in tree},
+        weights={node.module_path: node.parameter_count * DTYPE_BYTES[dtype] for node in tree},
     )
 
 
@@ -115,6 +121,7 @@ def nothing_predicted() -> PredictedRun:
         ),
         stages=pd.DataFrame(columns=["page", *columns]),
         layers={},
+        weights={},
     )
 
 

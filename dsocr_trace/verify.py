@@ -13,7 +13,7 @@ from analytic.errors import DsocrTraceError, InputError
 from analytic.model import STAGES, module_tree, operations
 from dsocr_trace.verify_targets import chosen_targets
 from hooks.modules import parent_of
-from stage_runners.loading import BUILTIN, check_loadable, model_config
+from stage_runners.loading import BUILTIN, check_loadable, default_attention, model_config, own_code_failure
 from stage_runners.reference_flops import REFERENCE_ATTENTIONS, CountedFlops, count_flops, sketch_model
 
 if TYPE_CHECKING:
@@ -212,13 +212,15 @@ class _Bench:
     """The model, and what runs on it."""
 
     def __init__(self, options: VerifyOptions) -> None:
-        if options.variant is not None and options.model != BUILTIN:
-            raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
         variant = options.variant or DEFAULT_VARIANT
-        # The published code has no sdpa.
-        self._attention = options.attention or ("eager" if options.trust_remote_code else "sdpa")
+        self._attention = options.attention or default_attention(trust_remote_code=options.trust_remote_code)
         self._only_attention = options.attention is not None or options.trust_remote_code
-        check_loadable(options.model, attention=self._attention, trust_remote_code=options.trust_remote_code)
+        check_loadable(
+            options.model,
+            variant=options.variant,
+            attention=self._attention,
+            trust_remote_code=options.trust_remote_code,
+        )
         self._options, self._variant = options, variant
         self._config = model_config(options.model, variant=variant)
         self._models: dict[str, nn.Module] = {}
@@ -249,11 +251,7 @@ class _Bench:
         except Exception as error:  # what somebody else's code raises is not known
             if not self._options.trust_remote_code or isinstance(error, DsocrTraceError):
                 raise
-            raise DsocrTraceError(
-                f"the checkpoint's own code failed on the meta device: {type(error).__name__}: "
-                f"{' '.join(str(error).split())}; --debug shows where, leaving --trust-remote-code out verifies the "
-                "built-in classes"
-            ) from error
+            raise own_code_failure(error, "the meta device") from error
         return _Compared(self._analytic(work), reference)
 
     def _model(self, attention: str) -> nn.Module:

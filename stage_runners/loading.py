@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from analytic.config import DEFAULT_VARIANT, ModelConfig, checkpoint_config, variant_config
-from analytic.errors import InputError
+from analytic.errors import DsocrTraceError, InputError
 from stage_runners.deepseek_ocr import ATTENTION_IMPLEMENTATIONS, DeepseekOCRForCausalLM
 from stage_runners.devices import resolve_dtype
 
@@ -99,7 +99,7 @@ def load_model(
         If the source, its files, names or shapes, or the attention implementation cannot be used.
     """
     config = model_config(source, variant=variant)
-    check_loadable(source, attention=attention, trust_remote_code=trust_remote_code)
+    check_loadable(source, variant=None, attention=attention, trust_remote_code=trust_remote_code)
     if isinstance(dtype, str):
         dtype = resolve_dtype(dtype)
     dtype = dtype or default_dtype(config)
@@ -120,14 +120,22 @@ def load_model(
     return model.eval()
 
 
-def check_loadable(source: str, *, attention: str, trust_remote_code: bool) -> None:
+def default_attention(*, trust_remote_code: bool) -> str:
+    """How the decoder attends unless told otherwise; the published code has no sdpa."""
+    return "eager" if trust_remote_code else "sdpa"
+
+
+def check_loadable(source: str, *, variant: str | None, attention: str, trust_remote_code: bool) -> None:
     """Refuse what `load_model` could not do here, without reading weights.
 
     Raises
     ------
     InputError
-        If the attention implementation is unknown or not installed, or the built-in model is asked for other code.
+        If the attention implementation is unknown or not installed, a variant is asked of a checkpoint, or the built-in
+        model is asked for other code.
     """
+    if variant is not None and source != BUILTIN:
+        raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
     if trust_remote_code and source == BUILTIN:
         raise InputError("--trust-remote-code needs a checkpoint with code of its own; give it with --model DIR")
     if attention not in ATTENTION_IMPLEMENTATIONS:
@@ -270,6 +278,14 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path} is not a readable safetensors file ({error}); download it again, "
             "or give another checkpoint with --model DIR"
         ) from error
+
+
+def own_code_failure(error: Exception, where: str) -> DsocrTraceError:
+    """What to tell the user when a checkpoint's own code raised `error` on `where`."""
+    return DsocrTraceError(
+        f"the checkpoint's own code failed on {where}: {type(error).__name__}: {' '.join(str(error).split())}; "
+        "--debug shows where, leaving --trust-remote-code out takes the built-in classes"
+    )
 
 
 def _load_remote_code(directory: Path, dtype: torch.dtype, device: torch.device, attention: str) -> nn.Module:

@@ -140,7 +140,7 @@ def _memory(memory: pd.DataFrame) -> str:
         (stage, quantity(weights, "B"), quantity(activation, "B"), quantity(cache, "B"))
         for stage, weights, activation, cache in memory_by_stage(memory)
     ]
-    head = ("Stage", "Weights read", "Largest output of one operator", "Cache written")
+    head = ("Stage", "Weights of called modules", "Largest output of one operator", "Cache written")
     return "## Memory (predicted)\n\n" + _table(head, rows)
 
 

@@ -158,7 +158,7 @@ def top_events(kernels: pd.DataFrame, limit: int) -> list[CostRow]:
 
 
 def memory_by_stage(memory: pd.DataFrame) -> list[tuple[str, int, int, int]]:
-    """Predicted (stage, weights read, largest activation of one module, cache written), bytes."""
+    """Predicted (stage, weights of the called modules, largest activation of one module, cache written), bytes."""
     groups = memory.groupby("stage", sort=False)
     return [
         (

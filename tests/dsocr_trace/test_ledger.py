@@ -119,6 +119,6 @@ def test_operators_of_a_module_predicted_as_one_category_keep_it():
 
 
 def test_memory_puts_live_weights_beside_predicted_ones():
-    rows = memory_table(MODULES, PREDICTIONS).set_index("module_path")
+    rows = memory_table(MODULES, PREDICTIONS, {"a.x": 64, "a": 0}).set_index("module_path")
     assert rows.loc["a.x", ["predicted_weight_bytes", "measured_weight_bytes"]].tolist() == [64, 64]
     assert rows.measured_activation_peak_bytes.isna().all()

@@ -132,6 +132,15 @@ def test_vision_time_is_not_counted_as_prefill(finished):
     assert pages.loc["prefill", "wall_ns"] < root.end_ns - root.start_ns
 
 
+def test_predicted_weights_are_the_live_ones(finished):
+    run, _ = finished
+    memory = run.memory
+    assert np.array_equal(memory.predicted_weight_bytes, memory.measured_weight_bytes)
+    decode = memory[memory.stage == "decode"].set_index("module_path")
+    # Held once, however many steps read them: 2020 words of 128 numbers of two bytes.
+    assert decode.loc["lm_head", "predicted_weight_bytes"] == 2020 * 128 * 2
+
+
 def test_manifest_says_how_it_was_made(finished):
     run, _ = finished
     manifest = run.manifest
