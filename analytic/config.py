@@ -23,6 +23,25 @@ _MOST_LAYERS = 1_000
 
 
 @attrs.frozen
+class ExpertSizes:
+    """Mixture-of-experts layers of a decoder.
+
+    Attributes
+    ----------
+    layers
+        Their numbers; empty for a dense model.
+    experts
+        Experts that each router chooses among.
+    per_token
+        How many it chooses for each token.
+    """
+
+    layers: tuple[int, ...] = ()
+    experts: int = 1
+    per_token: int = 1
+
+
+@attrs.frozen
 class SamConfig:
     """SAM ViT-B image encoder. Fields with a default are constants that the schema does not express."""
 
@@ -112,6 +131,11 @@ class DecoderConfig:
         return tuple(range(self.dense_layers, self.layers))
 
     @property
+    def expert_sizes(self) -> ExpertSizes:
+        """What its routers choose among."""
+        return ExpertSizes(self.moe_layers, self.routed_experts, self.experts_per_token)
+
+    @property
     def image_token_id(self) -> int:
         """Placeholder id of image positions; the model reads the mask, the id must only be in range.
 
@@ -129,6 +153,16 @@ class ModelConfig:
     projector: ProjectorConfig
     decoder: DecoderConfig
     torch_dtype: str
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model was made for."""
+        return self.decoder.max_position_embeddings
+
+    @property
+    def experts(self) -> ExpertSizes:
+        """Mixture-of-experts layers of the decoder."""
+        return self.decoder.expert_sizes
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, origin: str = "config.json") -> ModelConfig:
@@ -270,13 +304,13 @@ def variant_config(name: str) -> ModelConfig:
     return ModelConfig.from_dict(json.loads(text), origin=f"{name}.json")
 
 
-def checkpoint_config(directory: Path) -> ModelConfig:
-    """Dimensions of the checkpoint in `directory`.
+def read_config_json(directory: Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of the checkpoint in `directory`.
 
     Raises
     ------
     InputError
-        If ``config.json`` is missing, is not JSON, or does not describe a DeepSeek-OCR model.
+        If it is missing, or is not a JSON object.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -287,7 +321,19 @@ def checkpoint_config(directory: Path) -> ModelConfig:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds a JSON {type(raw).__name__}, not an object")
+    return raw
+
+
+def checkpoint_config(directory: Path) -> ModelConfig:
+    """Dimensions of the checkpoint in `directory`.
+
+    Raises
+    ------
+    InputError
+        If ``config.json`` is missing, is not JSON, or does not describe a DeepSeek-OCR model.
+    """
+    raw = read_config_json(directory)
     try:
-        return ModelConfig.from_dict(raw, origin=str(path))
+        return ModelConfig.from_dict(raw, origin=str(directory / "config.json"))
     except InputError as error:
         raise InputError(f"{error}; give another checkpoint with --model DIR") from error

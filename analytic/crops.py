@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import attrs
+
 from analytic.errors import InputError
 
 #: Tiles are always cut at this size, whatever image_size a caller asks for.
@@ -70,20 +72,49 @@ def tokens_per_side(size: int) -> int:
     return math.ceil(size // PATCH_SIZE / DOWNSAMPLE)
 
 
-def image_tokens(grid: Grid | None, *, base_size: int, image_size: int) -> int:
-    """Image tokens of one page: the global view, its row ends and the separator, then the tiles and their row ends.
+@attrs.frozen
+class View:
+    """Square images that go through the vision encoders as one batch."""
 
-    Parameters
+    kind: str
+    count: int
+    size: int
+
+
+@attrs.frozen
+class PageLayout:
+    """How one page is shown to the model.
+
+    Attributes
     ----------
     grid
         Tile grid (columns, rows), None without tiles.
     base_size, image_size
         Side of the global view and of a tile, in pixels.
     """
-    base = tokens_per_side(base_size)
-    total = base * (base + 1) + 1
-    if grid is not None:
-        columns, rows = grid
-        tile = tokens_per_side(image_size)
-        total += (tile * columns + 1) * tile * rows
-    return total
+
+    grid: Grid | None
+    base_size: int
+    image_size: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that the page is cut into."""
+        return self.grid[0] * self.grid[1] if self.grid else 0
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The batches that go through the vision encoders, in their order."""
+        overview = View("global", 1, self.base_size)
+        return (View("crops", self.tiles, self.image_size), overview) if self.grid else (overview,)
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions of the page: the global view, its row ends and the separator, then the tiles and their row ends."""
+        base = tokens_per_side(self.base_size)
+        total = base * (base + 1) + 1
+        if self.grid is not None:
+            columns, rows = self.grid
+            tile = tokens_per_side(self.image_size)
+            total += (tile * columns + 1) * tile * rows
+        return total

@@ -1,8 +1,7 @@
-"""The DeepSeek-OCR module tree, and every operator that a workload runs in it."""
+"""Every operator that a workload runs in a model."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
@@ -10,71 +9,41 @@ import numpy as np
 
 from analytic.cost import Cost, dtype_name, total
 from analytic.errors import InputError
-from analytic.layers.base import Tape
-from analytic.layers.decoder import DecoderShape
-from analytic.layers.ocr import build_model
-from analytic.routing import Routing
+from analytic.families.deepseek_ocr import DeepseekOcr
+from analytic.layers.base import Policy, SequenceShape, Tape
+from analytic.routing import CountedLoad, Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from analytic.config import ModelConfig
-    from analytic.layers.base import Layer
-    from analytic.layers.ocr import OcrForCausalLM
-    from analytic.routing import Counts
+    from analytic.families.base import FamilyConfig, ModelFamily, ModuleNode
+    from analytic.operators import Steps
+    from analytic.routing import Counts, Plan
     from analytic.workload import Workload
 
 Stage: TypeAlias = Literal["vision", "prefill", "decode"]
 STAGES: Final[tuple[Stage, ...]] = ("vision", "prefill", "decode")
 ATTENTIONS: Final = ("sdpa", "eager", "flash_attention_2")
+ATTENTION_FLOPS: Final = ("full", "executed", "counter")
 
 
 @attrs.frozen
-class ModuleNode:
-    """One module of the model.
+class Model:
+    """One model of a family: how to build it, and its dimensions."""
 
-    Attributes
-    ----------
-    module_path
-        Dotted name, empty for the root.
-    module_class
-        Class in the published model.
-    analytic_layer
-        Layer of the analytic model that stands for it.
-    parent_path
-        Path of the parent, None for the root.
-    depth
-        Names in the path.
-    is_leaf
-        Whether it has no children.
-    parameters
-        Names and shapes of the parameters that it owns itself.
-    """
-
-    module_path: str
-    module_class: str
-    analytic_layer: str
-    parent_path: str | None
-    depth: int
-    is_leaf: bool
-    parameters: dict[str, tuple[int, ...]]
+    family: ModelFamily
+    config: FamilyConfig
 
     @property
-    def parameter_count(self) -> int:
-        """Elements of the parameters that the module owns itself."""
-        return sum(math.prod(shape) for shape in self.parameters.values())
+    def tree(self) -> tuple[ModuleNode, ...]:
+        """Every module once, in the order of ``torch.nn.Module.named_modules``."""
+        return self.family.tree(self.config)
 
 
-def module_tree(config: ModelConfig) -> tuple[ModuleNode, ...]:
-    """Every module of the model once, in the order of ``torch.nn.Module.named_modules``."""
-    return tuple(_walk(build_model(config), "", None, 0))
-
-
-def _walk(layer: Layer, path: str, parent: str | None, depth: int) -> Iterator[ModuleNode]:
-    children = tuple(layer.children())
-    yield ModuleNode(path, layer.module_class, layer.analytic_layer, parent, depth, not children, layer.parameters())
-    for name, child in children:
-        yield from _walk(child, f"{path}.{name}" if path else name, path, depth + 1)
+def deepseek_ocr(config: ModelConfig) -> Model:
+    """DeepSeek-OCR with these dimensions."""
+    return Model(DeepseekOcr(), config)
 
 
 @attrs.frozen
@@ -92,14 +61,14 @@ class Operation:
     operator_category
         One of `analytic.layers.base.OPERATOR_CATEGORIES`.
     compute_dtype
-        Dtype in which it computes.
+        Name of the dtype in which it computes.
     calls
         How often it ran.
     cost
         Sum over all its runs, in plain ints.
     runs
-        Pairs of a number of calls and their cost, each field of which is one number for all of them or an array
-        with one entry per call.
+        Pairs of a number of calls and their steps, whose cost is one number for all of them or an array with one
+        entry per call.
     """
 
     stage: Stage
@@ -109,12 +78,12 @@ class Operation:
     compute_dtype: str
     calls: int
     cost: Cost
-    runs: tuple[tuple[int, Cost], ...] = attrs.field(repr=False, eq=False)
+    runs: tuple[tuple[int, Steps], ...] = attrs.field(repr=False, eq=False)
 
     @property
     def activation_peak_bytes(self) -> int:
         """Output bytes of the largest single run."""
-        sizes = (cost.activation_bytes for _, cost in self.runs)
+        sizes = (steps.cost.activation_bytes for _, steps in self.runs)
         return max(int(size.max()) if isinstance(size, np.ndarray) else size for size in sizes)
 
 
@@ -140,29 +109,43 @@ class Work:
     routing: Routing
 
 
+def checked_policy(policy: Policy) -> Policy:
+    """The policy with its dtype's full name.
+
+    Raises
+    ------
+    InputError
+        If the dtype, the attention or what it counts is unknown.
+    """
+    if policy.attention not in ATTENTIONS:
+        choices = ", ".join(ATTENTIONS)
+        raise InputError(f"no attention {policy.attention!r}; choose one of {choices} with --attention")
+    if policy.attention_flops not in ATTENTION_FLOPS:
+        choices = ", ".join(ATTENTION_FLOPS)
+        raise InputError(f"no attention_flops {policy.attention_flops!r}; choose one of {choices} with --set")
+    return attrs.evolve(policy, dtype=dtype_name(policy.dtype))
+
+
 def operations(
-    config: ModelConfig,
+    model: Model,
     workload: Workload,
     *,
-    attention: str = "sdpa",
-    dtype: str = "bfloat16",
-    routing: Routing | None = None,
+    policy: Policy,
+    routing: Routing | Plan = "balanced",
     kv_lengths: Sequence[int] | Counts | None = None,
 ) -> Work:
     """Evaluate every operator of every module that a workload runs.
 
     Parameters
     ----------
-    config
-        Dimensions of the model.
+    model
+        Which model.
     workload
         Page, prompt and number of new tokens.
-    attention
-        How the decoder attends: sdpa, eager or flash_attention_2.
-    dtype
-        Dtype of weights and activations.
+    policy
+        How the model runs, and what is counted.
     routing
-        Tokens per expert, one row per evaluated decode forward; balanced if not given.
+        Tokens per expert, one row per evaluated decode forward; or how to plan them.
     kv_lengths
         Cached positions after each decode forward to evaluate: prompt length + s for forward s = 1, 2, ...
         If not given, all ``max_new_tokens - 1`` forwards.
@@ -170,23 +153,20 @@ def operations(
     Raises
     ------
     InputError
-        If the dtype or attention is unknown, or lengths or routing do not fit the workload.
+        If the policy is unknown, or lengths or routing do not fit the workload.
     """
-    if attention not in ATTENTIONS:
-        raise InputError(f"no attention {attention!r}; choose one of {', '.join(ATTENTIONS)} with --attention")
+    policy = checked_policy(policy)
     lengths = _decode_lengths(workload, kv_lengths)
+    experts = model.config.experts
     sizes = {"tokens": workload.seq_len, "batch_size": workload.batch_size}
-    if routing is None:
-        routing = Routing.balanced(config, forwards=lengths - workload.seq_len, **sizes)
+    if isinstance(routing, Routing):
+        routing.check(experts, forwards=lengths.size, **sizes)
     else:
-        routing.check(config, forwards=lengths.size, **sizes)
-    model = build_model(config)
-    tapes: dict[Stage, Tape] = {stage: Tape(dtype_name(dtype), attention) for stage in STAGES}
-    _run_vision(model, workload, tapes["vision"])
-    _run_prefill(model, workload, tapes["prefill"], routing)
-    _run_decode(model, workload, tapes["decode"], lengths, routing)
+        routing = Routing.planned(routing, experts, forwards=lengths - workload.seq_len, **sizes)
+    tapes: dict[Stage, Tape] = {stage: Tape(policy) for stage in STAGES}
+    _run(model, workload, tapes, lengths, routing)
     return Work(
-        tree=tuple(_walk(model, "", None, 0)),
+        tree=model.tree,
         operations=tuple(operation for stage, tape in tapes.items() for operation in _read(stage, tape)),
         calls={(stage, path): calls for stage, tape in tapes.items() for path, calls in tape.calls.items()},
         routing=routing,
@@ -204,28 +184,20 @@ def _decode_lengths(workload: Workload, kv_lengths: Sequence[int] | Counts | Non
     return lengths
 
 
-def _run_vision(model: OcrForCausalLM, workload: Workload, tape: Tape) -> None:
-    """Each view batch of each page is a call of its own."""
-    for view in workload.views:
-        model.model.encode_view(tape.at("model", workload.batch_size), view)
+def _run(model: Model, workload: Workload, tapes: Mapping[Stage, Tape], lengths: Counts, routing: Routing) -> None:
+    family, root = model.family, model.family.build(model.config)
+    batch, page = workload.batch_size, workload.layout
+    family.encode_page(root, tapes["vision"], page, batch)
+    family.place_page(root, tapes["prefill"], page, batch)
+    prompt = SequenceShape(batch, workload.seq_len, workload.seq_len, causal=True, loads=_loads(routing.prefill))
+    family.prefill(root, tapes["prefill"], prompt, workload.image_tokens)
+    if lengths.size:
+        step = SequenceShape(batch, 1, lengths, causal=False, loads=_loads(routing.decode))
+        family.decode(root, tapes["decode"], step, lengths.size)
 
 
-def _run_prefill(model: OcrForCausalLM, workload: Workload, tape: Tape, routing: Routing) -> None:
-    shape = DecoderShape(workload.batch_size, workload.seq_len, workload.seq_len, causal=True, routing=routing.prefill)
-    root = tape.enter(1)
-    inner = root.child("model")
-    model.model.place_images(tape.at("model", workload.batch_size), workload)
-    model.model.decode(inner, shape)
-    model.score(root, shape)
-
-
-def _run_decode(model: OcrForCausalLM, workload: Workload, tape: Tape, lengths: Counts, routing: Routing) -> None:
-    if not lengths.size:
-        return
-    shape = DecoderShape(workload.batch_size, 1, lengths, causal=False, routing=routing.decode)
-    root = tape.enter(lengths.size)
-    model.model.decode(root.child("model"), shape)
-    model.score(root, shape)
+def _loads(counts: Mapping[int, Counts]) -> dict[int, CountedLoad]:
+    return {layer: CountedLoad(array) for layer, array in counts.items()}
 
 
 def _read(stage: Stage, tape: Tape) -> Iterator[Operation]:
@@ -237,6 +209,6 @@ def _read(stage: Stage, tape: Tape) -> Iterator[Operation]:
             operator_category=operator.operator_category,
             compute_dtype=operator.compute_dtype,
             calls=sum(calls for calls, _ in operator.runs),
-            cost=total([cost.over(calls) for calls, cost in operator.runs]),
+            cost=total(steps.cost.over(calls) for calls, steps in operator.runs),
             runs=tuple(operator.runs),
         )

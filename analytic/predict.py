@@ -15,10 +15,11 @@ from analytic.roofline import Bound, device_time
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from analytic.config import ModelConfig
+    from analytic.families.base import ModuleNode
     from analytic.hardware import Hardware
-    from analytic.model import ModuleNode
-    from analytic.routing import Counts, Routing
+    from analytic.layers.base import Policy
+    from analytic.model import Model
+    from analytic.routing import Counts, Plan, Routing
     from analytic.workload import Workload
 
 Summand = TypeVar("Summand", int, Cost)
@@ -116,13 +117,12 @@ class CategoryRow:
 
 
 def predict(
-    config: ModelConfig,
+    model: Model,
     workload: Workload,
     *,
     hardware: Hardware,
-    attention: str = "sdpa",
-    dtype: str = "bfloat16",
-    routing: Routing | None = None,
+    policy: Policy,
+    routing: Routing | Plan = "balanced",
     new_tokens: int | None = None,
     kv_lengths: Sequence[int] | Counts | None = None,
 ) -> Prediction:
@@ -130,18 +130,16 @@ def predict(
 
     Parameters
     ----------
-    config
-        Dimensions of the model.
+    model
+        Which model.
     workload
         Page, prompt and number of new tokens.
     hardware
         Device to predict for.
-    attention
-        How the decoder attends: sdpa, eager or flash_attention_2.
-    dtype
-        Dtype of weights and activations.
+    policy
+        How the model runs, and what is counted.
     routing
-        Tokens per expert, with one row per evaluated decode forward; balanced if not given.
+        Tokens per expert, with one row per evaluated decode forward; or how to plan them.
     new_tokens
         Replaces the workload's ``max_new_tokens``, for a generation that ended early.
     kv_lengths
@@ -154,10 +152,11 @@ def predict(
     """
     if new_tokens is not None:
         workload = attrs.evolve(workload, max_new_tokens=new_tokens)
-    work = operations(config, workload, attention=attention, dtype=dtype, routing=routing, kv_lengths=kv_lengths)
+    work = operations(model, workload, policy=policy, routing=routing, kv_lengths=kv_lengths)
     predicted = []
     for operation in work.operations:
-        nanoseconds, bound = device_time(operation.runs, hardware, operation.compute_dtype)
+        runs = ((calls, steps.cost) for calls, steps in operation.runs)
+        nanoseconds, bound = device_time(runs, hardware, operation.compute_dtype)
         predicted.append(PredictedOperation(operation, nanoseconds, bound))
     prediction = Prediction(hardware, work, tuple(predicted))
     _check_conserved(prediction)
@@ -217,7 +216,7 @@ def category_rows(prediction: Prediction) -> list[CategoryRow]:
         module_flops[operation.stage, operation.module_path] += _flops(operation.cost)
     rows = []
     for (stage, path, category), members in groups.items():
-        cost = total([member.operation.cost for member in members])
+        cost = total(member.operation.cost for member in members)
         whole = module_flops[stage, path]
         rows.append(
             CategoryRow(
@@ -239,13 +238,13 @@ def _flops(cost: Cost) -> int:
 
 
 def _columns(members: list[PredictedOperation], hardware: Hardware) -> dict[str, Any]:
-    cost = total([member.operation.cost for member in members])
+    cost = total(member.operation.cost for member in members)
     nanoseconds = {"compute": 0, "memory": 0}
     for member in members:
         nanoseconds[member.bound] += member.predicted_device_ns
     device_ns = sum(nanoseconds.values())
     return {
-        **attrs.asdict(cost),
+        **cost.columns(),
         "predicted_device_ns": device_ns,
         "predicted_ns": device_ns,
         "bound": max(nanoseconds, key=nanoseconds.__getitem__) if members else None,
@@ -260,7 +259,7 @@ def _check_conserved(prediction: Prediction) -> None:
     for predicted in prediction.operations:
         operation = predicted.operation
         own[operation.module_path] = own[operation.module_path] + operation.cost
-    everything = total([predicted.operation.cost for predicted in prediction.operations])
+    everything = total(predicted.operation.cost for predicted in prediction.operations)
     root = subtree_totals(prediction.work.tree, own, ZERO)[""]
     if root != everything:
         raise DsocrTraceError(f"the module tree sums up to {root}, its operators to {everything}")

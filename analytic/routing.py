@@ -1,8 +1,8 @@
-"""How many tokens each expert gets: measured in a run, or spread evenly for planning."""
+"""How many tokens each expert gets: measured in a run, or planned."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import attrs
 import numpy as np
@@ -11,11 +11,105 @@ import numpy.typing as npt
 from analytic.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from analytic.config import ModelConfig
+    from analytic.config import ExpertSizes
+    from analytic.cost import Size
 
 Counts: TypeAlias = npt.NDArray[np.int64]
+
+#: How a plan spreads tokens over experts. ``balanced``: as evenly as whole numbers allow. ``worst``: no other spread
+#: costs more, see `plan`.
+Plan: TypeAlias = Literal["balanced", "worst"]
+PLANS: Final[tuple[Plan, ...]] = ("balanced", "worst")
+
+
+class ExpertLoad(Protocol):
+    """Tokens of the experts of one mixture-of-experts layer."""
+
+    def groups(self) -> Iterator[tuple[int, Size, Size]]:
+        """Experts that work: number, forwards in which it does, and its tokens in them."""
+
+
+def plan(how: Plan, tokens: Size, sizes: ExpertSizes) -> list[tuple[Size, Size]]:
+    """Spread the choices of one forward over the experts.
+
+    ``balanced`` gives every expert the same number of tokens, and one more to some. ``worst`` is an upper bound: it
+    first gives a token to as many experts as possible, so that most weights are read, and then fills experts up to
+    all tokens of the forward, one after the other. For every cost that is convex in an expert's tokens, such as a
+    roofline, no spread costs more: the sum of convex functions is largest at the ends of what each may get.
+
+    Parameters
+    ----------
+    how
+        Which plan.
+    tokens
+        Tokens of the forward: an int or an array.
+    sizes
+        Experts of the layer.
+
+    Returns
+    -------
+    list of (Size, Size)
+        Number of experts and tokens of each, most tokens first. Numbers may be zero.
+    """
+    tokens = np.asarray(tokens, dtype=np.int64)
+    choices = tokens * sizes.per_token
+    if how == "balanced":
+        share, rest = np.divmod(choices, sizes.experts)
+        return [(rest, share + 1), (np.where(share > 0, sizes.experts - rest, 0), share)]
+    busy = np.minimum(choices, sizes.experts)
+    full, rest = np.divmod(choices - busy, np.maximum(tokens - 1, 1))
+    partly = (rest > 0).astype(np.int64)
+    return [(full, tokens), (partly, rest + 1), (busy - full - partly, np.ones_like(tokens))]
+
+
+@attrs.frozen(eq=False)
+class PlannedLoad:
+    """A plan for each of many workloads at once: like experts are one group, called as often as it has experts.
+
+    Attributes
+    ----------
+    how
+        Which plan.
+    tokens
+        Tokens of one forward (workloads,).
+    forwards
+        Forwards (workloads,).
+    sizes
+        Experts of the layer.
+    """
+
+    how: Plan
+    tokens: Size
+    forwards: Size
+    sizes: ExpertSizes
+
+    def groups(self) -> Iterator[tuple[int, Size, Size]]:
+        """Groups of like experts."""
+        for number, (experts, tokens) in enumerate(plan(self.how, self.tokens, self.sizes)):
+            yield number, experts * self.forwards, tokens
+
+
+@attrs.frozen(eq=False)
+class CountedLoad:
+    """Counts of every expert in every forward.
+
+    Attributes
+    ----------
+    counts
+        Tokens (forwards, experts).
+    """
+
+    counts: Counts
+
+    def groups(self) -> Iterator[tuple[int, Size, Size]]:
+        """Every expert that gets tokens, with its tokens in each such forward."""
+        for expert in range(self.counts.shape[1]):
+            tokens = self.counts[:, expert]
+            tokens = tokens[tokens > 0]
+            if tokens.size:
+                yield expert, tokens.size, tokens
 
 
 def _as_rows(counts: Mapping[int, npt.ArrayLike]) -> dict[int, Counts]:
@@ -33,43 +127,39 @@ class Routing:
     decode
         For each mixture-of-experts layer, counts of shape (decode forwards, experts).
     source
-        ``measured`` in a run, or ``balanced``: the expectation used for planning.
+        ``measured`` in a run, or the plan that made it.
     """
 
     prefill: Mapping[int, Counts] = attrs.field(converter=_as_rows)
     decode: Mapping[int, Counts] = attrs.field(converter=_as_rows)
-    source: Literal["measured", "balanced"]
+    source: Literal["measured", "balanced", "worst"]
 
     @classmethod
-    def balanced(
-        cls, config: ModelConfig, *, tokens: int, forwards: Sequence[int] | Counts, batch_size: int = 1
+    def planned(
+        cls, how: Plan, sizes: ExpertSizes, *, tokens: int, forwards: Sequence[int] | Counts, batch_size: int = 1
     ) -> Routing:
-        """Spread tokens as evenly as whole numbers allow.
-
-        Every expert gets the same share of the ``tokens * k`` choices. What is left over goes to the lowest ids in
-        the prefill; in decode forward s it goes to experts ``(s * k * batch_size + i) mod experts``, so that all
-        experts take turns.
+        """Counts of a plan. In the prefill the busiest experts are the first; in decode all take turns.
 
         Parameters
         ----------
-        config
-            Dimensions of the model.
+        how
+            Which plan.
+        sizes
+            Experts of the model.
         tokens
             Positions of one prompt.
         forwards
-            Numbers of the decode forwards, the first being 1.
+            Numbers of the decode forwards, the first being 1. The busiest experts begin at number
+            ``s * k * batch_size`` in forward s.
         batch_size
             Prompts per forward.
         """
-        decoder = config.decoder
-        choices = batch_size * decoder.experts_per_token
-        steps = np.asarray(forwards, dtype=np.int64)
-        prefill = _spread(tokens * choices, np.zeros(1, dtype=np.int64), decoder.routed_experts)
-        decode = _spread(choices, steps * choices, decoder.routed_experts)
-        layers = decoder.moe_layers
-        return cls(dict.fromkeys(layers, prefill), dict.fromkeys(layers, decode), "balanced")
+        first = np.asarray(forwards, dtype=np.int64) * batch_size * sizes.per_token
+        prefill = _turned(_counts(how, tokens * batch_size, sizes), np.zeros(1, dtype=np.int64))
+        decode = _turned(_counts(how, batch_size, sizes), first)
+        return cls(dict.fromkeys(sizes.layers, prefill), dict.fromkeys(sizes.layers, decode), how)
 
-    def check(self, config: ModelConfig, *, tokens: int, forwards: int, batch_size: int = 1) -> None:
+    def check(self, sizes: ExpertSizes, *, tokens: int, forwards: int, batch_size: int = 1) -> None:
         """Check that the counts belong to this model and to these forwards.
 
         Raises
@@ -77,27 +167,31 @@ class Routing:
         InputError
             If a layer is missing, an array has another shape, or a forward's counts do not add up to k per token.
         """
-        decoder = config.decoder
         for stage, counts, rows, positions in (
             ("prefill", self.prefill, 1, tokens),
             ("decode", self.decode, forwards, 1),
         ):
-            if sorted(counts) != list(decoder.moe_layers):
+            if sorted(counts) != list(sizes.layers):
                 raise InputError(
-                    f"{stage} routing has layers {sorted(counts)}, the model's expert layers are "
-                    f"{list(decoder.moe_layers)}"
+                    f"{stage} routing has layers {sorted(counts)}, the model's expert layers are {list(sizes.layers)}"
                 )
-            expected = positions * batch_size * decoder.experts_per_token
+            expected = positions * batch_size * sizes.per_token
             for layer, array in counts.items():
                 where = f"{stage} routing of layer {layer}"
-                if array.shape != (rows, decoder.routed_experts):
-                    raise InputError(f"{where} has shape {array.shape}, it must be {(rows, decoder.routed_experts)}")
+                if array.shape != (rows, sizes.experts):
+                    raise InputError(f"{where} has shape {array.shape}, it must be {(rows, sizes.experts)}")
                 if (array < 0).any() or (array.sum(axis=1) != expected).any():
                     raise InputError(f"{where} must hold counts that add up to {expected} in every forward")
 
 
-def _spread(choices: int, first: Counts, experts: int) -> Counts:
-    """Spread `choices` choices over the experts of each forward, the remainder from expert `first` on."""
-    share, rest = divmod(choices, experts)
-    distance = (np.arange(experts, dtype=np.int64)[None, :] - first[:, None]) % experts
-    return share + (distance < rest).astype(np.int64)
+def _counts(how: Plan, tokens: int, sizes: ExpertSizes) -> Counts:
+    """Tokens of each expert (experts,), most first."""
+    groups = plan(how, tokens, sizes)
+    worked = np.concatenate([np.full(int(experts), int(each), dtype=np.int64) for experts, each in groups])
+    return np.pad(worked, (0, sizes.experts - worked.size))
+
+
+def _turned(counts: Counts, first: Counts) -> Counts:
+    """The counts (forwards, experts), from expert `first` (forwards,) on."""
+    turned: Counts = counts[(np.arange(counts.size, dtype=np.int64)[None, :] - first[:, None]) % counts.size]
+    return turned

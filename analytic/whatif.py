@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 from analytic.cost import dtype_name
 from analytic.crops import Grid, candidate_grids
 from analytic.errors import InputError
-from analytic.model import ATTENTIONS
+from analytic.layers.base import Policy
+from analytic.model import ATTENTION_FLOPS, ATTENTIONS
+from analytic.routing import PLANS, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from analytic.workload import Workload
+
+Word = TypeVar("Word", bound=str)
 
 _NUMBERS: Final = (
     "page_width",
@@ -29,7 +33,7 @@ _NUMBERS: Final = (
 )
 _DTYPES: Final = ("bf16", "fp16", "fp32")
 #: Every key that a setting may have.
-KEYS: Final = (*_NUMBERS, "crop_grid", "crop_mode", "dtype", "attention")
+KEYS: Final = (*_NUMBERS, "crop_grid", "crop_mode", "dtype", "attention", "attention_flops", "routing")
 
 
 @attrs.frozen
@@ -40,15 +44,15 @@ class Scenario:
     ----------
     workload
         Page, prompt, batch and number of new tokens.
-    dtype
-        Type of weights and activations.
-    attention
-        How the decoder attends.
+    policy
+        How the model runs, and what is counted.
+    routing
+        How tokens are spread over experts.
     """
 
     workload: Workload
-    dtype: str
-    attention: str = "sdpa"
+    policy: Policy
+    routing: Plan = "balanced"
 
 
 def apply_settings(scenario: Scenario, settings: Sequence[str]) -> Scenario:
@@ -81,11 +85,17 @@ def apply_settings(scenario: Scenario, settings: Sequence[str]) -> Scenario:
         if key in given:
             raise InputError(f"setting {key} is given twice, as {given[key]!r} and {value!r}; give it once with --set")
         given[key] = value
-    return attrs.evolve(
-        scenario,
+    policy = scenario.policy
+    return Scenario(
         workload=_workload(scenario.workload, given),
-        dtype=dtype_name(_choice("dtype", given["dtype"], _DTYPES)) if "dtype" in given else scenario.dtype,
-        attention=_choice("attention", given.get("attention", scenario.attention), ATTENTIONS),
+        policy=Policy(
+            dtype=dtype_name(_choice("dtype", given["dtype"], _DTYPES)) if "dtype" in given else policy.dtype,
+            attention=_choice("attention", given.get("attention", policy.attention), ATTENTIONS),
+            attention_flops=_choice(
+                "attention_flops", given.get("attention_flops", policy.attention_flops), ATTENTION_FLOPS
+            ),
+        ),
+        routing=_choice("routing", given.get("routing", scenario.routing), PLANS),
     )
 
 
@@ -120,10 +130,11 @@ def _number(key: str, value: str) -> int:
     return int(value)
 
 
-def _choice(key: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise InputError(f"{key} is {value!r}, it must be one of {', '.join(choices)}; change it with --set")
-    return value
+def _choice(key: str, value: str, choices: Sequence[Word]) -> Word:
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise InputError(f"{key} is {value!r}, it must be one of {', '.join(choices)}; change it with --set")
 
 
 def _grid(value: str) -> Grid | None:

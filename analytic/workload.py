@@ -10,20 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from analytic.config import DEFAULT_VARIANT
-from analytic.crops import PATCH_SIZE, Grid, crop_grid, image_tokens
+from analytic.crops import PATCH_SIZE, Grid, PageLayout, View, crop_grid
 from analytic.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-@attrs.frozen
-class View:
-    """Square images that go through the vision encoders as one batch."""
-
-    kind: str
-    count: int
-    size: int
 
 
 def _positive(instance: Workload, attribute: attrs.Attribute[int], value: int) -> None:
@@ -98,18 +89,19 @@ class Workload:
         return self.tile_grid or crop_grid(self.page_width, self.page_height)
 
     @property
+    def layout(self) -> PageLayout:
+        """How the page is shown to the model."""
+        return PageLayout(self.grid, self.base_size, self.image_size)
+
+    @property
     def views(self) -> tuple[View, ...]:
         """The batches that go through the vision encoders, in their order."""
-        overview = View("global", 1, self.base_size)
-        if self.grid is None:
-            return (overview,)
-        columns, rows = self.grid
-        return (View("crops", columns * rows, self.image_size), overview)
+        return self.layout.views
 
     @property
     def image_tokens(self) -> int:
         """Positions of the prompt that hold image features."""
-        return image_tokens(self.grid, base_size=self.base_size, image_size=self.image_size)
+        return self.layout.image_tokens
 
     @property
     def seq_len(self) -> int:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from analytic.config import DecoderConfig, ModelConfig, variant_config
+from analytic.config import variant_config
 from analytic.errors import InputError
 from analytic.hardware import Hardware, load_hardware
+from analytic.layers.base import Policy
+from analytic.model import Model, deepseek_ocr
 from analytic.predict import CostRow, Prediction, category_rows, module_rows, stage_rows
 from analytic.predict import predict as predict_workload
 from analytic.whatif import Scenario, apply_settings
@@ -71,8 +73,7 @@ class Forecast:
         workload = self.scenario.workload
         return {
             "workload": attrs.asdict(workload) | {"crop_grid": workload.grid, "seq_len": workload.seq_len},
-            "dtype": self.scenario.dtype,
-            "attention": self.scenario.attention,
+            **attrs.asdict(self.scenario.policy),
             "hardware": self.hardware.name,
             "source": self.hardware.provenance,
             "routing": self.prediction.work.routing.source,
@@ -127,11 +128,11 @@ def predict_words(workload: str, hardware: str, *, variant: str | None, settings
     """Predict as `predict` does, with what-if changes as ``KEY=VALUE`` words."""
     profile = load_workload(workload)
     config = variant_config(variant or profile.variant)
-    scenario = apply_settings(Scenario(profile, dtype=config.torch_dtype), settings)
-    return forecast(config, scenario, load_hardware(hardware))
+    scenario = apply_settings(Scenario(profile, Policy(dtype=config.torch_dtype)), settings)
+    return forecast(deepseek_ocr(config), scenario, load_hardware(hardware))
 
 
-def forecast(config: ModelConfig, scenario: Scenario, hardware: Hardware) -> Forecast:
+def forecast(model: Model, scenario: Scenario, hardware: Hardware) -> Forecast:
     """Predict a scenario.
 
     Raises
@@ -139,17 +140,17 @@ def forecast(config: ModelConfig, scenario: Scenario, hardware: Hardware) -> For
     InputError
         If the device has no figure for the type, or the sequence is longer than the model's.
     """
-    _check_length(scenario, config.decoder)
+    _check_length(scenario, model.config.max_positions)
     prediction = predict_workload(
-        config, scenario.workload, hardware=hardware, attention=scenario.attention, dtype=scenario.dtype
+        model, scenario.workload, hardware=hardware, policy=scenario.policy, routing=scenario.routing
     )
     return Forecast(scenario, hardware, prediction)
 
 
-def _check_length(scenario: Scenario, decoder: DecoderConfig) -> None:
+def _check_length(scenario: Scenario, most: int) -> None:
     workload = scenario.workload
-    if workload.positions > decoder.max_position_embeddings:
+    if workload.positions > most:
         raise InputError(
             f"the sequence grows to {workload.positions} positions ({workload.seq_len} of the prompt), the model has "
-            f"{decoder.max_position_embeddings}; lower it with --set max_new_tokens= or --set seq_len="
+            f"{most}; lower it with --set max_new_tokens= or --set seq_len="
         )

@@ -8,30 +8,19 @@ import attrs
 import numpy as np
 import pandas as pd
 
-from analytic.cost import DTYPE_BYTES
-from analytic.model import module_tree
+from analytic.cost import COST_COLUMNS, MODEL_DTYPES
 from analytic.predict import category_rows, module_rows, predict, stage_rows
 from analytic.routing import Routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from analytic.config import ModelConfig
     from analytic.hardware import Hardware
+    from analytic.layers.base import Policy
+    from analytic.model import Model
     from stage_runners.measurement import PageMeasurement, RoutingCounts
 
-_SUMS = [
-    "calls",
-    "tensor_flops",
-    "vector_flops",
-    "bytes_read",
-    "bytes_written",
-    "weight_bytes",
-    "activation_bytes",
-    "kv_cache_bytes",
-    "predicted_device_ns",
-    "predicted_ns",
-]
+_SUMS = ["calls", *COST_COLUMNS, "predicted_device_ns", "predicted_ns"]
 
 
 @attrs.frozen(eq=False)
@@ -65,29 +54,28 @@ class PredictedRun:
 
 
 def predict_pages(
-    config: ModelConfig, pages: Sequence[PageMeasurement], *, hardware: Hardware, attention: str, dtype: str
+    model: Model, pages: Sequence[PageMeasurement], *, hardware: Hardware, policy: Policy
 ) -> PredictedRun:
     """Predict every page with its measured routing and its real length, and add them up.
 
     Parameters
     ----------
-    config
-        Dimensions of the model.
+    model
+        Which model.
     pages
         What ran.
     hardware
         Device to predict for.
-    attention, dtype
-        As the model was loaded.
+    policy
+        How the model ran.
     """
     modules, categories, stages = [], [], []
     for number, page in enumerate(pages):
         prediction = predict(
-            config,
+            model,
             page.workload,
             hardware=hardware,
-            attention=attention,
-            dtype=dtype,
+            policy=policy,
             routing=measured_routing(page.routing),
             new_tokens=len(page.tokens),
         )
@@ -100,14 +88,13 @@ def predict_pages(
         dict.fromkeys(_SUMS, "sum")
         | {"activation_peak_bytes": "max", "predicted_host_ns": "last", "bound": "last", "source": "last"}
     )
-    tree = module_tree(config)
     by_category = pd.concat(categories).groupby([*key, "operator_category"], sort=False)
     return PredictedRun(
         modules=merged.reset_index(),
         categories=by_category[["predicted_ns", "flops", "bytes"]].sum().reset_index(),
         stages=pd.concat(stages),
-        layers={node.module_path: node.analytic_layer for node in tree},
-        weights={node.module_path: node.parameter_count * DTYPE_BYTES[dtype] for node in tree},
+        layers={node.module_path: node.analytic_layer for node in model.tree},
+        weights={node.module_path: node.parameter_count * MODEL_DTYPES[policy.dtype].bytes for node in model.tree},
     )
 
 

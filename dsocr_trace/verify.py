@@ -10,7 +10,8 @@ import attrs
 
 from analytic.config import DEFAULT_VARIANT
 from analytic.errors import DsocrTraceError, InputError
-from analytic.model import STAGES, module_tree, operations
+from analytic.layers.base import Policy
+from analytic.model import STAGES, deepseek_ocr, operations
 from dsocr_trace.verify_targets import chosen_targets
 from hooks.modules import parent_of
 from stage_runners.loading import BUILTIN, check_loadable, default_attention, model_config, own_code_failure
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from analytic.config import ModelConfig
-    from analytic.model import Work
+    from analytic.model import Model, Work
     from dsocr_trace.verify_targets import Case, Target
     from stage_runners.stage1 import Progress
 
@@ -226,7 +226,7 @@ class _Bench:
         self._models: dict[str, nn.Module] = {}
         self.unseen: set[str] = set()
         self.classes = {path: type(module).__name__ for path, module in self._model(self._attention).named_modules()}
-        _check_known(self._config, self.classes)
+        _check_known(deepseek_ocr(self._config), self.classes)
 
     def jobs(self, name: str, target: Target) -> Iterator[_Job]:
         """What a target runs; Llama's attention in both of its forms, unless one was asked for."""
@@ -238,7 +238,8 @@ class _Bench:
     def compare(self, job: _Job) -> _Compared:
         """Evaluate the formulas of a job, and count it."""
         workload, lengths = job.case.workload, job.case.kv_lengths
-        work = operations(self._config, workload, attention=job.attention, kv_lengths=lengths)
+        policy = Policy(attention=job.attention)
+        work = operations(deepseek_ocr(self._config), workload, policy=policy, kv_lengths=lengths)
         try:
             reference = count_flops(
                 self._model(job.attention),
@@ -273,8 +274,8 @@ class _Bench:
         return CountedFlops(flops, cast("Flops", Counter(work.calls)))
 
 
-def _check_known(config: ModelConfig, classes: dict[str, str]) -> None:
-    unknown = [node.module_path for node in module_tree(config) if node.module_path not in classes]
+def _check_known(model: Model, classes: dict[str, str]) -> None:
+    unknown = [node.module_path for node in model.tree if node.module_path not in classes]
     if unknown:
         raise InputError(
             f"the model lacks {len(unknown)} of the modules that the formulas are for, such as {unknown[0]!r}; "

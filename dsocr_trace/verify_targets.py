@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from analytic.crops import Grid, candidate_grids, image_tokens
+from analytic.crops import Grid, PageLayout, candidate_grids
 from analytic.errors import InputError
 from analytic.model import STAGES, Stage
 from analytic.workload import Workload, load_workload
@@ -88,7 +88,7 @@ def _page(  # a page of exactly the tiles asked for
 
 def _prompt(length: int, *, batch_size: int = 1) -> Workload:
     """A prompt of `length` positions, with the smallest image."""
-    text_tokens = length - image_tokens(None, base_size=_SMALLEST, image_size=_SMALLEST)
+    text_tokens = length - PageLayout(None, base_size=_SMALLEST, image_size=_SMALLEST).image_tokens
     return _page(None, base_size=_SMALLEST, text_tokens=text_tokens, batch_size=batch_size)
 
 

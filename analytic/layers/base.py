@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import attrs
 
-from analytic.cost import DTYPE_BYTES, Cost
+from analytic.cost import MODEL_DTYPES, Dtype, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from analytic.operators import Counted, Steps
+    from analytic.routing import ExpertLoad
 
 #: Kinds of operators that predictions and measurements are summed by.
 OPERATOR_CATEGORIES: Final = (
@@ -35,16 +39,6 @@ class Layer:
     `at`, and calls its children.
     """
 
-    #: Class of the module in the published model.
-    module_class: ClassVar[str]
-    #: Name of the layer in the analytic model; None stands for the name of the Python class.
-    layer_name: ClassVar[str | None] = None
-
-    @property
-    def analytic_layer(self) -> str:
-        """Name of the layer in the analytic model."""
-        return self.layer_name or type(self).__name__
-
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Names and layers of the direct children."""
         for field in attrs.fields(type(self)):
@@ -64,12 +58,41 @@ SomeLayer = TypeVar("SomeLayer", bound=Layer)
 class LayerList(Layer, Generic[SomeLayer]):
     """Numbered layers. The list itself is never called."""
 
-    module_class: ClassVar[str] = "ModuleList"
     layers: tuple[SomeLayer, ...]
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Layers by their number."""
         return ((str(index), layer) for index, layer in enumerate(self.layers))
+
+
+@attrs.frozen
+class SequenceShape:
+    """Sizes of a decoder's forwards in one stage.
+
+    Attributes
+    ----------
+    batch
+        Prompts per forward.
+    positions
+        New positions T of each prompt.
+    cached
+        Positions in the key-value cache after the forward, S.
+    causal
+        Whether there are several new positions, of which each sees only those before it.
+    loads
+        Tokens of the experts, for each mixture-of-experts layer.
+    """
+
+    batch: Size
+    positions: Size
+    cached: Size
+    causal: bool
+    loads: Mapping[int, ExpertLoad]
+
+    @property
+    def rows(self) -> Size:
+        """Positions of all prompts together."""
+        return self.batch * self.positions
 
 
 @attrs.frozen
@@ -81,15 +104,41 @@ class OperatorRuns:
     operator_category
         One of `OPERATOR_CATEGORIES`.
     compute_dtype
-        Dtype in which the operator computes.
+        Name of the dtype in which the operator computes.
     runs
-        Pairs of a number of calls and their cost; fields of the cost are either arrays with one entry per call, or
-        the same for each of them.
+        Pairs of a number of calls and their steps.
     """
 
     operator_category: str
     compute_dtype: str
-    runs: list[tuple[int, Cost]] = attrs.field(factory=list)
+    runs: list[tuple[Size, Steps]] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class Policy:
+    """How a model runs, and what of it is counted.
+
+    Attributes
+    ----------
+    dtype
+        Name of the dtype of weights and activations.
+    attention
+        How a decoder attends: sdpa, eager or flash_attention_2.
+    attention_flops
+        What counts as arithmetic of fused attention in a decoder. ``full``: the rectangle of queries and keys.
+        ``executed``: only the triangle that a causal kernel computes. ``counter``: what torch's FlopCounterMode sees,
+        to which the kernels of flash_attention_2 are unknown.
+    """
+
+    dtype: str = "bfloat16"
+    attention: str = "sdpa"
+    attention_flops: str = "full"
+
+    def counted(self, *, causal: bool) -> Counted:
+        """What `analytic.operators.sdpa` counts."""
+        if self.attention_flops == "counter" and self.attention == "flash_attention_2":
+            return "nothing"
+        return "triangle" if causal and self.attention_flops == "executed" else "rectangle"
 
 
 @attrs.frozen
@@ -98,26 +147,27 @@ class Tape:
 
     Attributes
     ----------
-    dtype
-        Dtype of the model.
-    attention
-        How the decoder attends: sdpa, eager or flash_attention_2.
+    policy
+        How the model runs.
+    folded
+        Whether equal layers of a list are noted once, with their number. Sizes are then arrays with one entry per
+        workload; otherwise they are arrays with one entry per forward.
     calls
         Forward calls by module path.
     operators
         Operators by module path and name.
     """
 
-    dtype: str
-    attention: str
-    calls: dict[str, int] = attrs.field(factory=dict)
+    policy: Policy
+    folded: bool = False
+    calls: dict[str, Size] = attrs.field(factory=dict)
     operators: dict[tuple[str, str], OperatorRuns] = attrs.field(factory=dict)
 
-    def at(self, path: str, forwards: int) -> Scope:
+    def at(self, path: str, forwards: Size) -> Scope:
         """Scope of the module at `path`, without counting a call of it."""
         return Scope(self, path, forwards)
 
-    def enter(self, forwards: int) -> Scope:
+    def enter(self, forwards: Size) -> Scope:
         """Scope of the root, called in all `forwards`."""
         self.calls[""] = forwards
         return self.at("", forwards)
@@ -125,30 +175,37 @@ class Tape:
 
 @attrs.frozen
 class Scope:
-    """Where a layer notes what it does: its path, and how many of its forwards are evaluated at once.
-
-    Sizes given to a layer are either arrays with one entry per forward, or the same in all `forwards`.
-    """
+    """Where a layer notes what it does: its path, and how many forwards of it are evaluated at once."""
 
     tape: Tape
     path: str
-    forwards: int
+    forwards: Size
 
     @property
-    def item(self) -> int:
-        """Bytes per element of the model's dtype."""
-        return DTYPE_BYTES[self.tape.dtype]
+    def dtype(self) -> Dtype:
+        """Dtype of the model."""
+        return MODEL_DTYPES[self.tape.policy.dtype]
 
-    def child(self, name: str, forwards: int | None = None) -> Scope:
+    def child(self, name: str, forwards: Size | None = None) -> Scope:
         """Scope of a child that is called now, in all forwards or in a number of them."""
         path = f"{self.path}.{name}" if self.path else name
         count = self.forwards if forwards is None else forwards
         self.tape.calls[path] = self.tape.calls.get(path, 0) + count
         return Scope(self.tape, path, count)
 
-    def op(self, name: str, category: str, cost: Cost, *, dtype: str | None = None) -> None:
-        """Note one operator: its name within the module, its category, its cost, its dtype if not the model's."""
+    def each(self, name: str, layers: LayerList[SomeLayer]) -> Iterator[tuple[Scope, int, SomeLayer]]:
+        """Scopes of a list's layers with their numbers, each called now."""
+        if not self.tape.folded:
+            for index, layer in enumerate(layers.layers):
+                yield self.child(f"{name}.{index}"), index, layer
+            return
+        for layer, group in groupby(enumerate(layers.layers), key=lambda numbered: numbered[1]):
+            numbers = [index for index, _ in group]
+            yield self.child(f"{name}.{numbers[0]}", self.forwards * len(numbers)), numbers[0], layer
+
+    def op(self, name: str, category: str, steps: Steps, *, dtype: Dtype | None = None) -> None:
+        """Note one operator: its name within the module, its category, what it runs, its dtype if not the model's."""
         key = (self.path, name)
         if key not in self.tape.operators:
-            self.tape.operators[key] = OperatorRuns(category, dtype or self.tape.dtype)
-        self.tape.operators[key].runs.append((self.forwards, cost))
+            self.tape.operators[key] = OperatorRuns(category, (dtype or self.dtype).name)
+        self.tape.operators[key].runs.append((self.forwards, steps))

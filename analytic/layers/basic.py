@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 class Linear(Layer):
     """Matrix product with a weight."""
 
-    module_class: ClassVar[str] = "Linear"
     in_features: int
     out_features: int
     bias: bool
@@ -30,14 +29,13 @@ class Linear(Layer):
 
     def forward(self, at: Scope, rows: Size) -> None:
         """Apply to `rows` vectors."""
-        at.op("linear", "linear", op.linear(rows, self.in_features, self.out_features, at.item, bias=self.bias))
+        at.op("linear", "linear", op.linear(rows, self.in_features, self.out_features, at.dtype, bias=self.bias))
 
 
 @attrs.frozen
 class Conv2d(Layer):
     """Convolution with a square kernel."""
 
-    module_class: ClassVar[str] = "Conv2d"
     in_channels: int
     out_channels: int
     kernel: int
@@ -63,7 +61,7 @@ class Conv2d(Layer):
             self.kernel,
             side,
             self.out_side(side),
-            at.item,
+            at.dtype,
             bias=self.bias,
         )
         at.op("conv2d", "conv", cost)
@@ -73,7 +71,6 @@ class Conv2d(Layer):
 class LayerNorm(Layer):
     """Layer normalisation of vectors."""
 
-    module_class: ClassVar[str] = "LayerNorm"
     width: int
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -82,14 +79,13 @@ class LayerNorm(Layer):
 
     def forward(self, at: Scope, rows: Size) -> None:
         """Apply to `rows` vectors."""
-        at.op("layer_norm", "norm", op.layer_norm(rows, self.width, at.item))
+        at.op("layer_norm", "norm", op.layer_norm(rows, self.width, at.dtype))
 
 
 @attrs.frozen
 class LayerNorm2d(Layer):
     """Layer normalisation over the channels of images."""
 
-    module_class: ClassVar[str] = "LayerNorm2d"
     channels: int
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -98,14 +94,13 @@ class LayerNorm2d(Layer):
 
     def forward(self, at: Scope, pixels: Size) -> None:
         """Apply to `pixels` pixels of all images together."""
-        at.op("layer_norm_2d", "norm", op.layer_norm_2d(pixels, self.channels, at.item))
+        at.op("layer_norm_2d", "norm", op.layer_norm_2d(pixels, self.channels, at.dtype))
 
 
 @attrs.frozen
 class RmsNorm(Layer):
     """Root-mean-square norm of vectors."""
 
-    module_class: ClassVar[str] = "DeepseekV2RMSNorm"
     width: int
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -114,14 +109,13 @@ class RmsNorm(Layer):
 
     def forward(self, at: Scope, rows: Size) -> None:
         """Apply to `rows` vectors."""
-        at.op("rms_norm", "norm", op.rms_norm(rows, self.width, at.item))
+        at.op("rms_norm", "norm", op.rms_norm(rows, self.width, at.dtype))
 
 
 @attrs.frozen
 class Embedding(Layer):
     """Table of vectors, looked up by id."""
 
-    module_class: ClassVar[str] = "Embedding"
     entries: int
     width: int
 
@@ -131,26 +125,22 @@ class Embedding(Layer):
 
     def forward(self, at: Scope, rows: Size) -> None:
         """Look up `rows` ids."""
-        at.op("embedding", "embedding", op.embedding(rows, self.width, at.item))
+        at.op("embedding", "embedding", op.embedding(rows, self.width, at.dtype))
 
 
 @attrs.frozen
 class Gelu(Layer):
     """Exact GELU."""
 
-    module_class: ClassVar[str] = "GELU"
-
     def forward(self, at: Scope, elements: Size) -> None:
         """Apply to all elements."""
-        at.op("gelu", "activation", op.gelu(elements, at.item))
+        at.op("gelu", "activation", op.gelu(elements, at.dtype))
 
 
 @attrs.frozen
 class Silu(Layer):
     """SiLU."""
 
-    module_class: ClassVar[str] = "SiLU"
-
     def forward(self, at: Scope, elements: Size) -> None:
         """Apply to all elements."""
-        at.op("silu", "activation", op.silu(elements, at.item))
+        at.op("silu", "activation", op.silu(elements, at.dtype))

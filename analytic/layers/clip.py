@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 class ClipEmbeddings(Layer):
     """Class token and position table around ready-made patch features. Its own patch embedding is never called."""
 
-    module_class: ClassVar[str] = "CLIPVisionEmbeddings"
     width: int
     patch_embedding: Conv2d
     position_embedding: Embedding
@@ -34,25 +33,24 @@ class ClipEmbeddings(Layer):
     def forward(self, at: Scope, images: int, side: int) -> None:
         """Apply to feature maps of `side` times `side` positions."""
         tokens = (1 + side * side) * self.width
-        at.op("class_token_cat", "copy", op.cat(images * tokens, at.item, weights=images * self.width))
+        at.op("class_token_cat", "copy", op.cat(images * tokens, at.dtype, weights=images * self.width))
         table = self.position_embedding.entries
         self.position_embedding.forward(at.child("position_embedding"), table)
         if side != math.isqrt(table - 1):
             self._resize_positions(at, (table - 1) * self.width, side * side * self.width)
-        at.op("position_add", "elementwise", op.elementwise(images * tokens, at.item, shared=tokens))
+        at.op("position_add", "elementwise", op.elementwise(images * tokens, at.dtype, shared=tokens))
 
     def _resize_positions(self, at: Scope, source: int, target: int) -> None:
-        cast = op.cast(source, at.item, FP32) + op.cast(target, FP32, at.item)
-        copies = op.copy(source, at.item) + op.cat(target + self.width, at.item)
+        cast = op.cast(source, at.dtype, FP32) + op.cast(target, FP32, at.dtype)
+        copies = op.copy(source, at.dtype) + op.cat(target + self.width, at.dtype)
         at.op("position_cast", "copy", cast + copies)
-        at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype="float32")
+        at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype=FP32)
 
 
 @attrs.frozen
 class ClipAttention(Layer):
     """Full self-attention."""
 
-    module_class: ClassVar[str] = "NoTPAttention"
     heads: int
     head_dim: int
     qkv_proj: Linear
@@ -61,7 +59,7 @@ class ClipAttention(Layer):
     def forward(self, at: Scope, images: int, positions: int) -> None:
         """Attend within each image."""
         self.qkv_proj.forward(at.child("qkv_proj"), images * positions)
-        at.op("sdpa", "attention", op.sdpa(images * self.heads, positions, positions, self.head_dim, at.item))
+        at.op("sdpa", "attention", op.sdpa(images * self.heads, positions, positions, self.head_dim, at.dtype))
         self.out_proj.forward(at.child("out_proj"), images * positions)
 
 
@@ -69,14 +67,13 @@ class ClipAttention(Layer):
 class ClipMlp(Layer):
     """Two linear layers with a quick GELU between them."""
 
-    module_class: ClassVar[str] = "NoTPFeedForward"
     fc1: Linear
     fc2: Linear
 
     def forward(self, at: Scope, rows: int) -> None:
         """Apply to `rows` vectors."""
         self.fc1.forward(at.child("fc1"), rows)
-        at.op("quick_gelu", "activation", op.quick_gelu(rows * self.fc1.out_features, at.item))
+        at.op("quick_gelu", "activation", op.quick_gelu(rows * self.fc1.out_features, at.dtype))
         self.fc2.forward(at.child("fc2"), rows)
 
 
@@ -84,7 +81,6 @@ class ClipMlp(Layer):
 class ClipBlock(Layer):
     """Pre-norm transformer block."""
 
-    module_class: ClassVar[str] = "NoTPTransformerBlock"
     width: int
     self_attn: ClipAttention
     mlp: ClipMlp
@@ -96,30 +92,28 @@ class ClipBlock(Layer):
         rows = images * positions
         self.layer_norm1.forward(at.child("layer_norm1"), rows)
         self.self_attn.forward(at.child("self_attn"), images, positions)
-        at.op("residual_attention", "elementwise", op.elementwise(rows * self.width, at.item, operands=2))
+        at.op("residual_attention", "elementwise", op.elementwise(rows * self.width, at.dtype, operands=2))
         self.layer_norm2.forward(at.child("layer_norm2"), rows)
         self.mlp.forward(at.child("mlp"), rows)
-        at.op("residual_mlp", "elementwise", op.elementwise(rows * self.width, at.item, operands=2))
+        at.op("residual_mlp", "elementwise", op.elementwise(rows * self.width, at.dtype, operands=2))
 
 
 @attrs.frozen
 class ClipTransformer(Layer):
     """The stack of blocks."""
 
-    module_class: ClassVar[str] = "NoTPTransformer"
     layers: LayerList[ClipBlock]
 
     def forward(self, at: Scope, images: int, positions: int) -> None:
         """Apply to `positions` positions of each image."""
-        for index, block in enumerate(self.layers.layers):
-            block.forward(at.child(f"layers.{index}"), images, positions)
+        for scope, _, block in at.each("layers", self.layers):
+            block.forward(scope, images, positions)
 
 
 @attrs.frozen
 class ClipEncoder(Layer):
     """SAM features to tokens."""
 
-    module_class: ClassVar[str] = "VitModel"
     embeddings: ClipEmbeddings
     transformer: ClipTransformer
     pre_layrnorm: LayerNorm

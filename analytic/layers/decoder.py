@@ -2,70 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from analytic import operators as op
-from analytic.cost import FP32, INT64, Cost, Size
+from analytic.cost import FP32, INT64
 from analytic.layers.base import Layer, LayerList
 from analytic.layers.basic import Linear, RmsNorm, Silu
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from analytic.config import DecoderConfig
-    from analytic.layers.base import Scope
-    from analytic.routing import Counts
-
-
-@attrs.frozen
-class DecoderShape:
-    """Sizes of the decoder's forwards in one stage.
-
-    Attributes
-    ----------
-    batch
-        Prompts per forward.
-    positions
-        New positions T of each prompt.
-    cached
-        Positions in the key-value cache after the forward, S.
-    causal
-        Whether there are several new positions, of which each sees only those before it.
-    routing
-        Tokens per (forward, expert), for each mixture-of-experts layer.
-    """
-
-    batch: int
-    positions: Size
-    cached: Size
-    causal: bool
-    routing: Mapping[int, Counts]
-
-    @property
-    def rows(self) -> Size:
-        """Positions of all prompts together."""
-        return self.batch * self.positions
+    from analytic.cost import Size
+    from analytic.layers.base import Scope, SequenceShape
+    from analytic.routing import ExpertLoad
 
 
 @attrs.frozen
 class RotaryEmbedding(Layer):
     """Cosine and sine tables; every layer computes its own."""
 
-    module_class: ClassVar[str] = "LlamaRotaryEmbedding"
     half_dim: int
 
     def forward(self, at: Scope, positions: Size) -> None:
         """Tables for `positions` positions."""
-        at.op("rope_tables", "embedding", op.rope_tables(positions, self.half_dim, at.item), dtype="float32")
+        at.op("rope_tables", "embedding", op.rope_tables(positions, self.half_dim, at.dtype), dtype=FP32)
 
 
 @attrs.frozen
 class DecoderAttention(Layer):
     """Causal self-attention with rotary positions and a key-value cache."""
 
-    module_class: ClassVar[str] = "LlamaAttention"
     heads: int
     kv_heads: int
     head_dim: int
@@ -75,38 +42,39 @@ class DecoderAttention(Layer):
     o_proj: Linear
     rotary_emb: RotaryEmbedding
 
-    def forward(self, at: Scope, shape: DecoderShape) -> None:
+    def forward(self, at: Scope, shape: SequenceShape) -> None:
         """Attend from the new positions to all cached ones."""
         for name, layer in (("q_proj", self.q_proj), ("k_proj", self.k_proj), ("v_proj", self.v_proj)):
             layer.forward(at.child(name), shape.rows)
         self.rotary_emb.forward(at.child("rotary_emb"), shape.positions)
         for name, heads in (("rope_query", self.heads), ("rope_key", self.kv_heads)):
             half_dim = self.rotary_emb.half_dim
-            cost = op.rope_apply(shape.rows * heads * half_dim, shape.positions * half_dim, at.item)
+            cost = op.rope_apply(shape.rows * heads * half_dim, shape.positions * half_dim, at.dtype)
             at.op(name, "elementwise", cost)
         self._extend_cache(at, shape)
         self._attend(at, shape)
         self.o_proj.forward(at.child("o_proj"), shape.rows)
 
-    def _extend_cache(self, at: Scope, shape: DecoderShape) -> None:
+    def _extend_cache(self, at: Scope, shape: SequenceShape) -> None:
         """Keys and values, old and new, are copied into new tensors."""
         width = 2 * shape.batch * self.kv_heads * self.head_dim
-        growth = Cost(kv_cache_bytes=width * shape.positions * at.item)
-        at.op("kv_cache_cat", "copy", op.cat(width * shape.cached, at.item) + growth)
+        append = op.kv_cache_append(width * shape.cached, width * shape.positions, at.dtype)
+        at.op("kv_cache_append", "copy", append)
         if self.kv_heads != self.heads:
             repeated = 2 * shape.batch * self.heads * self.head_dim * shape.cached
-            at.op("kv_repeat", "copy", op.copy(repeated, at.item))
+            at.op("kv_repeat", "copy", op.copy(repeated, at.dtype))
 
-    def _attend(self, at: Scope, shape: DecoderShape) -> None:
+    def _attend(self, at: Scope, shape: SequenceShape) -> None:
         heads = shape.batch * self.heads
-        if at.tape.attention != "eager":
-            fused = op.sdpa(heads, shape.positions, shape.cached, self.head_dim, at.item)
+        if at.tape.policy.attention != "eager":
+            counted = at.tape.policy.counted(causal=shape.causal)
+            fused = op.sdpa(heads, shape.positions, shape.cached, self.head_dim, at.dtype, counted=counted)
             at.op("fused_attention", "attention", fused)
             return
         if shape.causal:
-            mask = op.causal_mask(heads, shape.positions, shape.cached, at.item)
+            mask = op.causal_mask(heads, shape.positions, shape.cached, at.dtype)
             at.op("causal_mask", "elementwise", mask)
-        eager = op.attention_eager(heads, shape.positions, shape.cached, self.head_dim, at.item)
+        eager = op.attention_eager(heads, shape.positions, shape.cached, self.head_dim, at.dtype)
         at.op("eager_attention", "attention", eager)
 
 
@@ -114,7 +82,6 @@ class DecoderAttention(Layer):
 class GatedMlp(Layer):
     """Gated MLP: down(silu(gate(x)) * up(x)). Dense layers, experts and shared experts are all of this class."""
 
-    module_class: ClassVar[str] = "DeepseekV2MLP"
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
@@ -126,7 +93,7 @@ class GatedMlp(Layer):
         self.gate_proj.forward(at.child("gate_proj"), rows)
         self.act_fn.forward(at.child("act_fn"), hidden)
         self.up_proj.forward(at.child("up_proj"), rows)
-        at.op("gate_multiply", "elementwise", op.elementwise(hidden, at.item, operands=2))
+        at.op("gate_multiply", "elementwise", op.elementwise(hidden, at.dtype, operands=2))
         self.down_proj.forward(at.child("down_proj"), rows)
 
 
@@ -152,7 +119,6 @@ SomeMlp = TypeVar("SomeMlp", bound=GatedMlp)
 class Router(Layer):
     """Softmax over all experts in fp32, of which the best k are kept."""
 
-    module_class: ClassVar[str] = "MoEGate"
     width: int
     experts: int
     choices: int
@@ -164,39 +130,36 @@ class Router(Layer):
     def forward(self, at: Scope, rows: Size) -> None:
         """Route `rows` vectors."""
         weight = self.experts * self.width
-        casts = op.cast(rows * self.width, at.item, FP32) + op.cast(weight, at.item, FP32, weights=weight)
+        casts = op.cast(rows * self.width, at.dtype, FP32) + op.cast(weight, at.dtype, FP32, weights=weight)
         at.op("cast_to_fp32", "copy", casts)
-        product = op.linear(rows, self.width, self.experts, FP32)
-        if at.item != FP32:  # it reads the copy of the weight that the cast has made
-            product = attrs.evolve(product, weight_bytes=0)
-        at.op("router_linear", "linear", product, dtype="float32")
-        at.op("router_softmax", "activation", op.softmax(rows, self.experts, FP32, FP32), dtype="float32")
-        at.op("topk", "routing", op.topk(rows, self.experts, self.choices, FP32), dtype="float32")
-        at.op("scale", "elementwise", op.elementwise(rows * self.choices, FP32), dtype="float32")
+        if at.dtype == FP32:
+            product = op.linear(rows, self.width, self.experts, FP32)
+        else:  # what it reads is no weight, but the copy that the cast has made
+            product = op.bmm(1, rows, self.width, self.experts, FP32)
+        at.op("router_linear", "linear", product, dtype=FP32)
+        at.op("router_softmax", "activation", op.softmax(rows, self.experts, FP32, FP32), dtype=FP32)
+        at.op("topk", "routing", op.topk(rows, self.experts, self.choices, FP32), dtype=FP32)
+        at.op("scale", "elementwise", op.elementwise(rows * self.choices, FP32), dtype=FP32)
 
 
 @attrs.frozen
 class MixtureOfExperts(Layer):
     """Routed experts, dispatched by a loop on the host, and shared experts."""
 
-    module_class: ClassVar[str] = "DeepseekV2MoE"
     experts: LayerList[RoutedExpert]
     gate: Router
     shared_experts: SharedExperts
 
-    def forward(self, at: Scope, rows: Size, counts: Counts) -> None:
-        """Apply to `rows` vectors, of which each expert gets `counts` (forwards, experts)."""
+    def forward(self, at: Scope, rows: Size, load: ExpertLoad) -> None:
+        """Apply to `rows` vectors, of which the experts get their `load`."""
         self.gate.forward(at.child("gate"), rows)
         self._dispatch(at, rows)
-        for index, expert in enumerate(self.experts.layers):
-            tokens = counts[:, index]
-            tokens = tokens[tokens > 0]
-            if tokens.size:
-                expert.forward(at.child(f"experts.{index}", forwards=tokens.size), tokens)
+        for number, forwards, tokens in load.groups():
+            self.experts.layers[number].forward(at.child(f"experts.{number}", forwards), tokens)
         self._combine(at, rows)
         self.shared_experts.forward(at.child("shared_experts"), rows)
         elements = rows * self.gate.width
-        at.op("add_shared", "elementwise", op.elementwise(elements, at.item, operands=2))
+        at.op("add_shared", "elementwise", op.elementwise(elements, at.dtype, operands=2))
 
     def _dispatch(self, at: Scope, rows: Size) -> None:
         """Count the tokens of each expert, sort the tokens by expert, tell the host the counts."""
@@ -206,39 +169,38 @@ class MixtureOfExperts(Layer):
         at.op("count_sum", "reduction", op.reduction(rows * experts, experts, INT64))
         at.op("argsort", "routing", op.sort(picks))
         at.op("token_of_pick", "elementwise", op.elementwise(picks, INT64))
-        at.op("gather_tokens", "routing", op.gather(picks, self.gate.width, at.item))
+        at.op("gather_tokens", "routing", op.gather(picks, self.gate.width, at.dtype))
         at.op("counts_to_host", "copy", op.copy(experts, INT64))
 
     def _combine(self, at: Scope, rows: Size) -> None:
         """Put the answers back into the tokens' order, weigh them in fp32 and sum them."""
         width, picks = self.gate.width, rows * self.gate.choices
-        at.op("answers_cat", "copy", op.cat(picks * width, at.item))
-        at.op("answers_scatter", "routing", op.scatter(picks, width, at.item))
-        at.op("answers_to_fp32", "copy", op.cast(picks * width, at.item, FP32))
-        at.op("answers_weigh", "elementwise", op.elementwise(picks * width, FP32, shared=picks), dtype="float32")
-        at.op("answers_sum", "reduction", op.reduction(picks * width, rows * width, FP32), dtype="float32")
-        at.op("sum_from_fp32", "copy", op.cast(rows * width, FP32, at.item))
+        at.op("answers_cat", "copy", op.cat(picks * width, at.dtype))
+        at.op("answers_index_put", "routing", op.index_put(picks, width, at.dtype))
+        at.op("answers_to_fp32", "copy", op.cast(picks * width, at.dtype, FP32))
+        at.op("answers_weigh", "elementwise", op.elementwise(picks * width, FP32, shared=picks), dtype=FP32)
+        at.op("answers_sum", "reduction", op.reduction(picks * width, rows * width, FP32), dtype=FP32)
+        at.op("sum_from_fp32", "copy", op.cast(rows * width, FP32, at.dtype))
 
 
 @attrs.frozen
 class DecoderLayer(Layer):
     """Pre-norm layer with a dense or a mixture-of-experts MLP."""
 
-    module_class: ClassVar[str] = "DeepseekV2DecoderLayer"
     self_attn: DecoderAttention
     mlp: DenseMlp | MixtureOfExperts
     input_layernorm: RmsNorm
     post_attention_layernorm: RmsNorm
 
-    def forward(self, at: Scope, shape: DecoderShape, index: int) -> None:
+    def forward(self, at: Scope, shape: SequenceShape, index: int) -> None:
         """Apply as layer number `index`."""
-        residual = op.elementwise(shape.rows * self.input_layernorm.width, at.item, operands=2)
+        residual = op.elementwise(shape.rows * self.input_layernorm.width, at.dtype, operands=2)
         self.input_layernorm.forward(at.child("input_layernorm"), shape.rows)
         self.self_attn.forward(at.child("self_attn"), shape)
         at.op("residual_attention", "elementwise", residual)
         self.post_attention_layernorm.forward(at.child("post_attention_layernorm"), shape.rows)
         if isinstance(self.mlp, MixtureOfExperts):
-            self.mlp.forward(at.child("mlp"), shape.rows, shape.routing[index])
+            self.mlp.forward(at.child("mlp"), shape.rows, shape.loads[index])
         else:
             self.mlp.forward(at.child("mlp"), shape.rows)
         at.op("residual_mlp", "elementwise", residual)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -11,20 +11,20 @@ from analytic.cost import FP32, INT64
 from analytic.layers.base import Layer, LayerList
 from analytic.layers.basic import Embedding, Linear, RmsNorm
 from analytic.layers.clip import ClipEncoder, clip_encoder
-from analytic.layers.decoder import DecoderLayer, DecoderShape, decoder_layers
+from analytic.layers.decoder import DecoderLayer, decoder_layers
 from analytic.layers.sam import SamEncoder, sam_encoder
 
 if TYPE_CHECKING:
     from analytic.config import ModelConfig
-    from analytic.layers.base import Scope
-    from analytic.workload import View, Workload
+    from analytic.cost import Size
+    from analytic.crops import PageLayout, View
+    from analytic.layers.base import Scope, SequenceShape
 
 
 @attrs.frozen
 class VisionProjector(Layer):
     """Linear map of joined vision features into the decoder's width."""
 
-    module_class: ClassVar[str] = "MlpProjector"
     layers: Linear
 
     def forward(self, at: Scope, rows: int) -> None:
@@ -36,7 +36,6 @@ class VisionProjector(Layer):
 class OcrModel(Layer):
     """Vision encoders and decoder layers, without the language head."""
 
-    module_class: ClassVar[str] = "DeepseekOCRModel"
     embed_tokens: Embedding
     layers: LayerList[DecoderLayer]
     norm: RmsNorm
@@ -55,39 +54,41 @@ class OcrModel(Layer):
         self.vision_model.forward(at.child("vision_model"), view.count, side)
         self.projector.forward(at.child("projector"), view.count * side * side)
 
-    def place_images(self, at: Scope, workload: Workload) -> None:
-        """Lay out the features of one page in reading order and put them into the prompt.
+    def lay_out(self, at: Scope, page: PageLayout) -> None:
+        """Put the features of one page into reading order.
 
         The two sums test whether the views hold an image at all; without tiles, zeros of the global view's size
         stand for them.
         """
         width = self.norm.width
-        for view in workload.views:
-            self._lay_out(at, view, workload)
-        empty_tiles = len(workload.views) == 1
-        pixels = 3 * sum(view.count * view.size**2 for view in workload.views) * (1 + empty_tiles)
-        at.op("image_sums", "reduction", op.reduction(pixels, 2, at.item))
-        at.op("views_cat", "copy", op.cat(workload.image_tokens * width, at.item, weights=width))
-        cost = op.masked_scatter(workload.seq_len, workload.image_tokens, width, at.item)
-        at.op("masked_scatter", "embedding", cost)
+        for view in page.views:
+            self._lay_out(at, view, page)
+        empty_tiles = len(page.views) == 1
+        pixels = 3 * sum(view.count * view.size**2 for view in page.views) * (1 + empty_tiles)
+        at.op("image_sums", "reduction", op.reduction(pixels, 2, at.dtype))
+        at.op("views_cat", "copy", op.cat(page.image_tokens * width, at.dtype, weights=width))
 
-    def _lay_out(self, at: Scope, view: View, workload: Workload) -> None:
+    def insert(self, at: Scope, positions: Size, image_tokens: Size) -> None:
+        """Put the features of one page into its prompt of that many positions."""
+        at.op("masked_scatter", "embedding", op.masked_scatter(positions, image_tokens, self.norm.width, at.dtype))
+
+    def _lay_out(self, at: Scope, view: View, page: PageLayout) -> None:
         """Join SAM's and CLIP's features, then end every row of tokens with a newline embedding."""
         width, side = self.norm.width, self.sam_model.out_side(view.size)
         tokens = view.count * side * side
-        at.op("features_cat", "copy", op.cat(tokens * self.projector.layers.in_features, at.item))
-        columns, rows = (workload.grid or (1, 1)) if view.kind == "crops" else (1, 1)
+        at.op("features_cat", "copy", op.cat(tokens * self.projector.layers.in_features, at.dtype))
+        columns, rows = (page.grid or (1, 1)) if view.kind == "crops" else (1, 1)
         if columns > 1:  # one column of tiles is in reading order already
-            at.op("tile_order", "copy", op.copy(tokens * width, at.item))
+            at.op("tile_order", "copy", op.copy(tokens * width, at.dtype))
         ends = rows * side * width
-        at.op("newline_cat", "copy", op.cat((columns * side + 1) * ends, at.item, weights=ends))
+        at.op("newline_cat", "copy", op.cat((columns * side + 1) * ends, at.dtype, weights=ends))
 
-    def decode(self, at: Scope, shape: DecoderShape) -> None:
+    def decode(self, at: Scope, shape: SequenceShape) -> None:
         """Run the decoder on new positions."""
         self.embed_tokens.forward(at.child("embed_tokens"), shape.rows)
         at.op("position_ids", "embedding", op.fill(shape.positions, INT64))
-        for index, layer in enumerate(self.layers.layers):
-            layer.forward(at.child(f"layers.{index}"), shape, index)
+        for scope, index, layer in at.each("layers", self.layers):
+            layer.forward(scope, shape, index)
         self.norm.forward(at.child("norm"), shape.rows)
 
 
@@ -95,17 +96,16 @@ class OcrModel(Layer):
 class OcrForCausalLM(Layer):
     """The model with its language head: the root."""
 
-    module_class: ClassVar[str] = "DeepseekOCRForCausalLM"
     model: OcrModel
     lm_head: Linear
 
-    def score(self, at: Scope, shape: DecoderShape) -> None:
+    def score(self, at: Scope, shape: SequenceShape) -> None:
         """Logits of every new position, in fp32."""
         self.lm_head.forward(at.child("lm_head"), shape.rows)
-        at.op("logits_to_fp32", "copy", op.cast(shape.rows * self.lm_head.out_features, at.item, FP32))
+        at.op("logits_to_fp32", "copy", op.cast(shape.rows * self.lm_head.out_features, at.dtype, FP32))
 
 
-def build_model(config: ModelConfig) -> OcrForCausalLM:
+def ocr_model(config: ModelConfig) -> OcrForCausalLM:
     """Build the tree of layers."""
     decoder = config.decoder
     model = OcrModel(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -26,7 +26,6 @@ LINEAR_TAPS: Final = 2
 class SamPatchEmbed(Layer):
     """Cuts the image into patches and embeds them."""
 
-    module_class: ClassVar[str] = "PatchEmbed"
     proj: Conv2d
 
     def forward(self, at: Scope, images: int, side: int) -> None:
@@ -38,7 +37,6 @@ class SamPatchEmbed(Layer):
 class SamMlp(Layer):
     """Two linear layers with a GELU between them."""
 
-    module_class: ClassVar[str] = "MLPBlock"
     lin1: Linear
     lin2: Linear
     act: Gelu
@@ -54,7 +52,6 @@ class SamMlp(Layer):
 class SamAttention(Layer):
     """Attention over square maps, with decomposed relative positions as a materialised bias."""
 
-    module_class: ClassVar[str] = "Attention"
     heads: int
     head_dim: int
     table_side: int
@@ -72,9 +69,9 @@ class SamAttention(Layer):
         elements = maps * positions * self.heads * self.head_dim
         self.qkv.forward(at.child("qkv"), maps * positions)
         if maps > 1:  # the heads of a single map need no copy
-            at.op("qkv_split", "copy", op.copy(3 * elements, at.item))
+            at.op("qkv_split", "copy", op.copy(3 * elements, at.dtype))
         self._bias(at, maps, side)
-        cost = op.sdpa_with_bias(maps * self.heads, positions, positions, self.head_dim, at.item)
+        cost = op.sdpa_with_bias(maps * self.heads, positions, positions, self.head_dim, at.dtype)
         at.op("sdpa", "attention", cost)
         self.proj.forward(at.child("proj"), maps * positions)
 
@@ -86,26 +83,25 @@ class SamAttention(Layer):
         index = op.elementwise(positions, INT64, operands=0, shared=2 * side) + op.elementwise(positions, INT64)
         at.op("rel_pos_index", "elementwise", index * 2)
         # Each of the side * side rows comes from one of the 2 * side - 1 rows of the table.
-        at.op("rel_pos_gather", "routing", op.gather(positions, self.head_dim, at.item, weights=positions) * 2)
-        at.op("rel_pos_query_copy", "copy", op.copy(batch * positions * self.head_dim, at.item))
-        at.op("rel_pos_product", "attention", op.bmm(side, batch * side, self.head_dim, side, at.item) * 2)
-        at.op("rel_pos_layout", "copy", op.copy(batch * positions * side, at.item) * 2)
-        bias = op.elementwise(batch * positions * positions, at.item, operands=0, shared=2 * batch * positions * side)
+        at.op("rel_pos_gather", "routing", op.gather(positions, self.head_dim, at.dtype, weights=positions) * 2)
+        at.op("rel_pos_query_copy", "copy", op.copy(batch * positions * self.head_dim, at.dtype))
+        at.op("rel_pos_product", "attention", op.bmm(side, batch * side, self.head_dim, side, at.dtype) * 2)
+        at.op("rel_pos_layout", "copy", op.copy(batch * positions * side, at.dtype) * 2)
+        bias = op.elementwise(batch * positions * positions, at.dtype, operands=0, shared=2 * batch * positions * side)
         at.op("rel_pos_add", "elementwise", bias)
 
     def _resize_tables(self, at: Scope, side: int) -> None:
         source = (2 * self.table_side - 1) * self.head_dim
         target = (2 * side - 1) * self.head_dim
-        cast = op.cast(source, at.item, FP32, weights=source) + op.cast(target, FP32, at.item)
+        cast = op.cast(source, at.dtype, FP32, weights=source) + op.cast(target, FP32, at.dtype)
         at.op("rel_pos_cast", "copy", cast * 2)
-        at.op("rel_pos_resize", "elementwise", op.interpolate(source, target, LINEAR_TAPS, FP32) * 2, dtype="float32")
+        at.op("rel_pos_resize", "elementwise", op.interpolate(source, target, LINEAR_TAPS, FP32) * 2, dtype=FP32)
 
 
 @attrs.frozen
 class SamBlock(Layer):
     """Transformer block with attention over the whole map, or within padded windows."""
 
-    module_class: ClassVar[str] = "Block"
     width: int
     window: int | None
     norm1: LayerNorm
@@ -121,29 +117,28 @@ class SamBlock(Layer):
             self.attn.forward(at.child("attn"), images, side)
         else:
             self._windowed_attention(at, images, side, self.window)
-        at.op("residual_attention", "elementwise", op.elementwise(rows * self.width, at.item, operands=2))
+        at.op("residual_attention", "elementwise", op.elementwise(rows * self.width, at.dtype, operands=2))
         self.norm2.forward(at.child("norm2"), rows)
         self.mlp.forward(at.child("mlp"), rows)
-        at.op("residual_mlp", "elementwise", op.elementwise(rows * self.width, at.item, operands=2))
+        at.op("residual_mlp", "elementwise", op.elementwise(rows * self.width, at.dtype, operands=2))
 
     def _windowed_attention(self, at: Scope, images: int, side: int, window: int) -> None:
         windows = -(-side // window)
         elements = images * side * side * self.width
         padded = images * (windows * window) ** 2 * self.width
         if side % window:
-            at.op("window_pad", "copy", op.pad(elements, padded, at.item))
-        at.op("window_split", "copy", op.copy(padded, at.item))
+            at.op("window_pad", "copy", op.pad(elements, padded, at.dtype))
+        at.op("window_split", "copy", op.copy(padded, at.dtype))
         self.attn.forward(at.child("attn"), images * windows * windows, window)
-        at.op("window_merge", "copy", op.copy(padded, at.item))
+        at.op("window_merge", "copy", op.copy(padded, at.dtype))
         if side % window:
-            at.op("window_crop", "copy", op.copy(elements, at.item))
+            at.op("window_crop", "copy", op.copy(elements, at.dtype))
 
 
 @attrs.frozen
 class SamNeck(Layer):
     """Two convolutions that narrow the map, each with a norm."""
 
-    module_class: ClassVar[str] = "Sequential"
     narrow: Conv2d
     norm: LayerNorm2d
     mix: Conv2d
@@ -164,7 +159,6 @@ class SamNeck(Layer):
 class SamEncoder(Layer):
     """Images to features of a sixteenth of the patches."""
 
-    module_class: ClassVar[str] = "ImageEncoderViT"
     width: int
     position_grid: int
     patch_embed: SamPatchEmbed
@@ -188,23 +182,23 @@ class SamEncoder(Layer):
         self.patch_embed.forward(at.child("patch_embed"), images, side)
         patches: int = self.patch_embed.proj.out_side(side)
         self._add_positions(at, images, patches)
-        for index, block in enumerate(self.blocks.layers):
-            block.forward(at.child(f"blocks.{index}"), images, patches)
+        for scope, _, block in at.each("blocks", self.blocks):
+            block.forward(scope, images, patches)
         self.neck.forward(at.child("neck"), images, patches)
         self.net_2.forward(at.child("net_2"), images, patches)
         half: int = self.net_2.out_side(patches)
-        at.op("clone", "copy", op.copy(images * half * half * self.net_2.out_channels, at.item))
+        at.op("clone", "copy", op.copy(images * half * half * self.net_2.out_channels, at.dtype))
         self.net_3.forward(at.child("net_3"), images, half)
 
     def _add_positions(self, at: Scope, images: int, patches: int) -> None:
         source, target = (grid * grid * self.width for grid in (self.position_grid, patches))
         resized = patches != self.position_grid
         if resized:
-            cast = op.cast(source, at.item, FP32, weights=source) + op.cast(target, FP32, at.item)
+            cast = op.cast(source, at.dtype, FP32, weights=source) + op.cast(target, FP32, at.dtype)
             at.op("position_cast", "copy", cast)
-            at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype="float32")
+            at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype=FP32)
         kind = {"shared": target} if resized else {"weights": target}
-        at.op("position_add", "elementwise", op.elementwise(images * target, at.item, **kind))
+        at.op("position_add", "elementwise", op.elementwise(images * target, at.dtype, **kind))
 
 
 def sam_encoder(config: SamConfig) -> SamEncoder:

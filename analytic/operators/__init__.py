@@ -7,10 +7,22 @@ Conventions
 * Bytes: every operand is read once and every result is written once, in its own dtype. Nothing is assumed to stay in a
   cache between operators. An operator that eager PyTorch runs as a sequence of ATen operators also pays for the
   intermediate tensors between them.
-* `item` is the number of bytes per element of the model's dtype. Sizes may be Python ints, int64 arrays or symbols.
+* Sizes may be Python ints, arrays or symbols.
+* Backward: the gradients of all operands from the gradient of the result. An operator that runs as a sequence goes
+  back through its parts.
 """
 
-from analytic.operators.attention import attention_eager, causal_mask, rope_apply, rope_tables, sdpa, sdpa_with_bias
+from analytic.operators.attention import (
+    COUNTED,
+    Counted,
+    attention_eager,
+    causal_mask,
+    rope_apply,
+    rope_tables,
+    sdpa,
+    sdpa_with_bias,
+)
+from analytic.operators.base import Operator, OperatorCall, Steps
 from analytic.operators.matrix import bmm, conv2d, linear
 from analytic.operators.movement import (
     cast,
@@ -19,6 +31,8 @@ from analytic.operators.movement import (
     embedding,
     fill,
     gather,
+    index_put,
+    kv_cache_append,
     masked_scatter,
     pad,
     scatter,
@@ -36,9 +50,56 @@ from analytic.operators.pointwise import (
     rms_norm,
     silu,
     softmax,
+    swiglu,
 )
 
+#: Every operator, by name.
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        conv2d,
+        linear,
+        bmm,
+        embedding,
+        sdpa,
+        sdpa_with_bias,
+        attention_eager,
+        causal_mask,
+        rope_tables,
+        rope_apply,
+        layer_norm,
+        rms_norm,
+        layer_norm_2d,
+        gelu,
+        quick_gelu,
+        silu,
+        swiglu,
+        softmax,
+        elementwise,
+        reduction,
+        interpolate,
+        topk,
+        sort,
+        gather,
+        scatter,
+        index_put,
+        masked_scatter,
+        kv_cache_append,
+        cat,
+        copy,
+        cast,
+        fill,
+        pad,
+    )
+}
+
 __all__ = [
+    "COUNTED",
+    "OPERATORS",
+    "Counted",
+    "Operator",
+    "OperatorCall",
+    "Steps",
     "attention_eager",
     "bmm",
     "cast",
@@ -51,7 +112,9 @@ __all__ = [
     "fill",
     "gather",
     "gelu",
+    "index_put",
     "interpolate",
+    "kv_cache_append",
     "layer_norm",
     "layer_norm_2d",
     "linear",
@@ -68,5 +131,6 @@ __all__ = [
     "silu",
     "softmax",
     "sort",
+    "swiglu",
     "topk",
 ]

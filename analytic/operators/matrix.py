@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from analytic.cost import Cost, Size
+from typing import TYPE_CHECKING
+
+from analytic.cost import Cost, Dtype, Size
+from analytic.operators.base import Operator
+from analytic.operators.pointwise import reduction
+
+if TYPE_CHECKING:
+    from analytic.operators.base import Steps
 
 
-def linear(rows: Size, in_features: Size, out_features: Size, item: int, *, bias: bool = False) -> Cost:
+@Operator
+def linear(rows: Size, in_features: Size, out_features: Size, dtype: Dtype, *, bias: bool = False) -> Cost:
     """Matrix product with a weight: (rows, in) times (in, out), plus an optional bias.
 
     Tensor FLOPs: ``2 * rows * in * out``. Vector FLOPs: ``rows * out`` with a bias.
@@ -17,24 +25,32 @@ def linear(rows: Size, in_features: Size, out_features: Size, item: int, *, bias
         Positions that the layer is applied to.
     in_features, out_features
         Sizes of the weight.
-    item
-        Bytes per element.
+    dtype
+        Type of input, weight and result.
     bias
         Whether a bias of `out_features` elements is added.
     """
     biases = int(bias)
-    weight = (in_features + biases) * out_features * item
-    written = rows * out_features * item
+    weights = (in_features + biases) * out_features
+    results = rows * out_features
     return Cost(
         tensor_flops=2 * rows * in_features * out_features,
-        vector_flops=biases * rows * out_features,
-        bytes_read=rows * in_features * item + weight,
-        bytes_written=written,
-        weight_bytes=weight,
-        activation_bytes=written,
+        vector_flops=biases * results,
+        read=dtype.traffic(rows * in_features + weights),
+        written=dtype.traffic(results),
+        weight_bytes=weights * dtype.bytes,
+        activation_bytes=results * dtype.bytes,
     )
 
 
+@linear.backward
+def _(rows: Size, in_features: Size, out_features: Size, dtype: Dtype, *, bias: bool = False) -> Steps:
+    """Product with the transposed weight, product of input and gradient, and the bias's column sums."""
+    products = linear(rows, out_features, in_features, dtype) + bmm(1, in_features, rows, out_features, dtype)
+    return products + reduction(rows * out_features, out_features, dtype) * int(bias)
+
+
+@Operator
 def conv2d(  # noqa: PLR0917  a convolution has that many sizes
     images: Size,
     in_channels: Size,
@@ -42,7 +58,7 @@ def conv2d(  # noqa: PLR0917  a convolution has that many sizes
     kernel: Size,
     in_side: Size,
     out_side: Size,
-    item: int,
+    dtype: Dtype,
     *,
     bias: bool = False,
 ) -> Cost:
@@ -61,34 +77,77 @@ def conv2d(  # noqa: PLR0917  a convolution has that many sizes
         Side of the kernel.
     in_side, out_side
         Side of the image before and after, in pixels.
-    item
-        Bytes per element.
+    dtype
+        Type of images and weight.
     bias
         Whether a bias of `out_channels` elements is added.
     """
     taps = in_channels * kernel * kernel
     results = images * out_side * out_side * out_channels
     biases = int(bias)
-    weight = (taps + biases) * out_channels * item
+    weights = (taps + biases) * out_channels
     return Cost(
         tensor_flops=2 * results * taps,
         vector_flops=biases * results,
-        bytes_read=images * in_side * in_side * in_channels * item + weight,
-        bytes_written=results * item,
-        weight_bytes=weight,
-        activation_bytes=results * item,
+        read=dtype.traffic(images * in_side * in_side * in_channels + weights),
+        written=dtype.traffic(results),
+        weight_bytes=weights * dtype.bytes,
+        activation_bytes=results * dtype.bytes,
     )
 
 
-def bmm(batch: Size, rows: Size, inner: Size, columns: Size, item: int) -> Cost:
+@conv2d.backward
+def _(  # noqa: PLR0917  the same sizes
+    images: Size,
+    in_channels: Size,
+    out_channels: Size,
+    kernel: Size,
+    in_side: Size,
+    out_side: Size,
+    dtype: Dtype,
+    *,
+    bias: bool = False,
+) -> Cost:
+    """Transposed convolution of the gradient, correlation of input and gradient, and the bias's sums."""
+    taps = in_channels * kernel * kernel
+    weights = taps * out_channels
+    inputs = images * in_side * in_side * in_channels
+    results = images * out_side * out_side * out_channels
+    products = Cost(
+        tensor_flops=4 * results * taps,
+        read=dtype.traffic(inputs + weights + 2 * results),
+        written=dtype.traffic(inputs + weights),
+        weight_bytes=weights * dtype.bytes,
+        activation_bytes=(inputs + weights) * dtype.bytes,
+    )
+    return products + reduction(results, out_channels, dtype).cost * int(bias)
+
+
+@Operator
+def bmm(batch: Size, rows: Size, inner: Size, columns: Size, dtype: Dtype) -> Cost:
     """Batched product of two activations: (batch, rows, inner) times (batch, inner, columns).
 
     Tensor FLOPs: ``2 * batch * rows * inner * columns``. Bytes: both operands read, result written.
+
+    Parameters
+    ----------
+    batch
+        Pairs of matrices.
+    rows, inner, columns
+        Sizes of each pair: (rows, inner) and (inner, columns).
+    dtype
+        Type of operands and result.
     """
-    written = batch * rows * columns * item
+    results = batch * rows * columns
     return Cost(
         tensor_flops=2 * batch * rows * inner * columns,
-        bytes_read=batch * (rows + columns) * inner * item,
-        bytes_written=written,
-        activation_bytes=written,
+        read=dtype.traffic(batch * (rows + columns) * inner),
+        written=dtype.traffic(results),
+        activation_bytes=results * dtype.bytes,
     )
+
+
+@bmm.backward
+def _(batch: Size, rows: Size, inner: Size, columns: Size, dtype: Dtype) -> Steps:
+    """One product for each operand's gradient."""
+    return bmm(batch, rows, columns, inner, dtype) + bmm(batch, inner, rows, columns, dtype)

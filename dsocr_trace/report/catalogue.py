@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from analytic import operators
-from analytic.model import module_tree
+from analytic.operators import OPERATORS
 from dsocr_trace.report.console import plain_table, result_console
 
 if TYPE_CHECKING:
-    from analytic.config import ModelConfig
+    from analytic.model import Model
 
 
 @attrs.frozen
@@ -25,12 +24,12 @@ class LayerRow:
     parameters: int
 
 
-def layer_rows(config: ModelConfig) -> list[LayerRow]:
+def layer_rows(model: Model) -> list[LayerRow]:
     """Module classes in the order of their first instance."""
     layers: dict[str, dict[str, None]] = defaultdict(dict)
     instances: dict[str, int] = defaultdict(int)
     parameters: dict[str, int] = defaultdict(int)
-    for node in module_tree(config):
+    for node in model.tree:
         layers[node.module_class][node.analytic_layer] = None
         instances[node.module_class] += 1
         parameters[node.module_class] += node.parameter_count
@@ -39,15 +38,15 @@ def layer_rows(config: ModelConfig) -> list[LayerRow]:
 
 def operator_rows() -> list[tuple[str, str]]:
     """Operators with the first line of their description."""
-    return [(name, (getattr(operators, name).__doc__ or "").splitlines()[0]) for name in operators.__all__]
+    return [(name, (operator.__doc__ or "").splitlines()[0]) for name, operator in OPERATORS.items()]
 
 
-def print_layers(config: ModelConfig) -> None:
+def print_layers(model: Model) -> None:
     """Print the layers of a model."""
     table = plain_table("Module classes and the layers that stand for them", "Class", "Layers")
     table.add_column("Instances", justify="right")
     table.add_column("Parameters", justify="right")
-    for row in layer_rows(config):
+    for row in layer_rows(model):
         table.add_row(row.module_class, ", ".join(row.layers), f"{row.instances:,}", f"{row.parameters:,}")
     result_console().print(table)
 

@@ -43,11 +43,11 @@ def print_forecast(forecast: Forecast) -> None:
             duration(module.predicted_ns),
             percent(module.predicted_ns / whole),
         )
-    grid = workload.grid
+    grid, policy = workload.grid, forecast.scenario.policy
     tiles = "no tiles" if grid is None else f"{grid[0]}x{grid[1]} tiles"
     text = (
         f"{tiles}, prompt of {workload.seq_len} positions, {workload.max_new_tokens} new tokens, batch "
-        f"{workload.batch_size}, {forecast.scenario.dtype}, {forecast.scenario.attention} attention, "
+        f"{workload.batch_size}, {policy.dtype}, {policy.attention} attention, "
         f"{forecast.prediction.work.routing.source} routing, {forecast.hardware.provenance} peaks"
     )
     result_console().print(stages, modules, text, sep="\n")

@@ -1,0 +1,118 @@
+"""``dsocr-trace run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsocr_trace.commands.common import debug_option, reported
+
+
+class _StepCount(click.ParamType[int | None]):
+    """A positive number, or ``all`` as None."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "all":
+            return None
+        return int(click.IntRange(min=1).convert(value, param, ctx))
+
+
+@click.command()
+@click.option(
+    "--workload", required=True, metavar="ID|FILE.toml", help="What to run; see `dsocr-trace list workloads`."
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="Where to run.")
+@click.option(
+    "--model",
+    default="builtin",
+    show_default=True,
+    metavar="builtin|DIR",
+    help="The built-in model with seeded weights, or a checkpoint directory (safetensors).",
+)
+@click.option("--variant", metavar="ID", help="Size of the built-in model; the workload names the default.")
+@click.option(
+    "--attention",
+    metavar="sdpa|eager|flash_attention_2",
+    help="How the decoder attends.  [default: sdpa; eager with --trust-remote-code]",
+)
+@click.option("--stage", "stage", type=click.Choice(["1"]), default="1", show_default=True, help="1: in this process.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PNG, JPEG or PDF page to run instead of a synthetic one; may be given several times.",
+)
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), help="Type of weights; default is the configuration's.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens to generate.")
+@click.option(
+    "--profile-steps",
+    type=_StepCount(),
+    default="16",
+    show_default=True,
+    metavar="N|all",
+    help="Decode steps to profile.",
+)
+@click.option("--hardware", metavar="NAME|FILE.toml", help="Predict for this; default is the entry of the device.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    metavar="DIR",
+    help="Where run directories are made.",
+)
+@click.option("--run-id", metavar="NAME", help="Name of the run directory.  [default: workload, device and time]")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Traced generations to run."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of page, prompt and random weights.",
+)
+@click.option("--nvtx/--no-nvtx", default=None, help="NVTX range around every forward.  [default: if a tool listens]")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run the checkpoint's own code: it can do all that your account can."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@debug_option
+def run(
+    *, stage: str, profile_steps: int | None, nvtx: bool | None, as_json: bool, quiet: bool, debug: bool, **options: Any
+) -> None:
+    """Trace, profile and predict one workload, and write its run directory."""
+    del stage
+    with reported(debug=debug):
+        from dsocr_trace.pipeline import RunOptions  # noqa: PLC0415
+        from dsocr_trace.pipeline import run as run_pipeline  # noqa: PLC0415
+        from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
+        from hooks.nvtx_ranges import nvtx_attached  # noqa: PLC0415
+
+        resolved = RunOptions(profile_steps=profile_steps, nvtx=nvtx_attached() if nvtx is None else nvtx, **options)
+        with ProgressDisplay(quiet=quiet) as progress:
+            path = run_pipeline(resolved, progress)
+        _print_run(path, as_json=as_json)
+
+
+def _print_run(path: Path, *, as_json: bool) -> None:
+    import json  # noqa: PLC0415
+
+    from dsocr_trace.report.rows import summary  # noqa: PLC0415
+    from dsocr_trace.report.terminal import print_summary  # noqa: PLC0415
+    from dsocr_trace.store import load  # noqa: PLC0415
+
+    finished = load(path)
+    tables = {name: finished.table(name) for name in ("attribution", "pages")}
+    if as_json:
+        click.echo(json.dumps(summary(str(path), finished.manifest, tables)))
+    else:
+        print_summary(str(path), finished.manifest, tables)
