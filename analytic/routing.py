@@ -27,8 +27,8 @@ PLANS: Final[tuple[Plan, ...]] = ("balanced", "worst")
 class ExpertLoad(Protocol):
     """Tokens of the experts of one mixture-of-experts layer."""
 
-    def groups(self) -> Iterator[tuple[int, Size, Size]]:
-        """Experts that work: number, forwards in which it does, and its tokens in them."""
+    def groups(self, forwards: Size) -> Iterator[tuple[int, Size, Size]]:
+        """Experts that work: number, in how many of the `forwards` it does, and its tokens in them."""
 
 
 def plan(how: Plan, tokens: Size, sizes: ExpertSizes) -> list[tuple[Size, Size]]:
@@ -53,20 +53,20 @@ def plan(how: Plan, tokens: Size, sizes: ExpertSizes) -> list[tuple[Size, Size]]
     list of (Size, Size)
         Number of experts and tokens of each, most tokens first. Numbers may be zero.
     """
-    tokens = np.asarray(tokens, dtype=np.int64)
+    tokens = np.asarray(tokens)
     choices = tokens * sizes.per_token
     if how == "balanced":
         share, rest = np.divmod(choices, sizes.experts)
         return [(rest, share + 1), (np.where(share > 0, sizes.experts - rest, 0), share)]
     busy = np.minimum(choices, sizes.experts)
     full, rest = np.divmod(choices - busy, np.maximum(tokens - 1, 1))
-    partly = (rest > 0).astype(np.int64)
+    partly = np.where(rest > 0, 1, 0)
     return [(full, tokens), (partly, rest + 1), (busy - full - partly, np.ones_like(tokens))]
 
 
 @attrs.frozen(eq=False)
 class PlannedLoad:
-    """A plan for each of many workloads at once: like experts are one group, called as often as it has experts.
+    """A plan for each of many workloads: like experts are one group, called as often as it has experts.
 
     Attributes
     ----------
@@ -74,21 +74,18 @@ class PlannedLoad:
         Which plan.
     tokens
         Tokens of one forward (workloads,).
-    forwards
-        Forwards (workloads,).
     sizes
         Experts of the layer.
     """
 
     how: Plan
     tokens: Size
-    forwards: Size
     sizes: ExpertSizes
 
-    def groups(self) -> Iterator[tuple[int, Size, Size]]:
+    def groups(self, forwards: Size) -> Iterator[tuple[int, Size, Size]]:
         """Groups of like experts."""
         for number, (experts, tokens) in enumerate(plan(self.how, self.tokens, self.sizes)):
-            yield number, experts * self.forwards, tokens
+            yield number, experts * forwards, tokens
 
 
 @attrs.frozen(eq=False)
@@ -103,8 +100,9 @@ class CountedLoad:
 
     counts: Counts
 
-    def groups(self) -> Iterator[tuple[int, Size, Size]]:
+    def groups(self, forwards: Size) -> Iterator[tuple[int, Size, Size]]:
         """Every expert that gets tokens, with its tokens in each such forward."""
+        del forwards  # the counts have a row for each
         for expert in range(self.counts.shape[1]):
             tokens = self.counts[:, expert]
             tokens = tokens[tokens > 0]

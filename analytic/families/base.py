@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import attrs
+
+from analytic.errors import DsocrTraceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from analytic.cost import Size
     from analytic.crops import PageLayout
     from analytic.layers.base import Layer, SequenceShape, Tape
+
+
+#: Stands in the place of a layer where the formulas know none.
+OTHER: Final = "other"
 
 
 class FamilyConfig(Protocol):
@@ -43,12 +50,16 @@ class ModelFamily(abc.ABC):
     architectures
         Names under ``architectures`` of the ``config.json`` of such models.
     layers
-        For each module class the layers that may stand for it. A class that is not here is reported as ``other``.
+        For each module class the layers that may stand for it; where several classes share a layer, the first is the
+        one that the family's own tree names. A class that is not here is reported as ``other``.
+    parts
+        Parts of the model that people speak of, by a pattern that the paths of their modules begin with.
     """
 
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
     layers: ClassVar[Mapping[str, tuple[type[Layer], ...]]]
+    parts: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def read_config(self, raw: Mapping[str, Any], origin: str) -> FamilyConfig:
@@ -82,9 +93,49 @@ class ModelFamily(abc.ABC):
     def decode(self, root: Any, tape: Tape, shape: SequenceShape, forwards: Size) -> None:
         """Note `forwards` decode forwards."""
 
+    def part(self, path: str) -> str:
+        """Part of the model that a module belongs to."""
+        return next((name for pattern, name in self.parts.items() if re.match(pattern, path)), "other")
+
     def module_class(self, layer: Layer) -> str:
-        """Class of the published model that `layer` stands for."""
-        return next(name for name, kinds in self.layers.items() if type(layer) in kinds)
+        """Class of the published model that `layer` stands for.
+
+        Raises
+        ------
+        DsocrTraceError
+            If the table has none.
+        """
+        found = next((name for name, kinds in self.layers.items() if type(layer) in kinds), None)
+        if found is None:
+            raise DsocrTraceError(
+                f"no module class stands for the layer {type(layer).__name__} of the model family {self.name}; "
+                f"add it to {type(self).__name__}.layers"
+            )
+        return found
+
+    def mapped(self, config: Any, live: Mapping[str, str]) -> dict[str, str]:
+        """Layer that stands for each module of a live model.
+
+        Parameters
+        ----------
+        config
+            Dimensions of the model.
+        live
+            Class of each module by its path.
+
+        Returns
+        -------
+        dict of str to str
+            Name of the layer by module path. `OTHER` where the table does not know the class, or has another layer
+            for it than the one of that place: no formula is for such a module.
+        """
+        expected = {node.module_path: node.analytic_layer for node in self.tree(config)}
+        known = {name: {kind.__name__ for kind in kinds} for name, kinds in self.layers.items()}
+        layers = {}
+        for path, name in live.items():
+            layer = expected.get(path, OTHER)
+            layers[path] = layer if layer in known.get(name, ()) else OTHER
+        return layers
 
     def tree(self, config: Any) -> tuple[ModuleNode, ...]:
         """Every module of the model once, in the order of ``torch.nn.Module.named_modules``."""

@@ -47,6 +47,7 @@ class DeepseekOcr(ModelFamily):
         "MlpProjector": (ocr.VisionProjector,),
         "DeepseekV2DecoderLayer": (decoder.DecoderLayer,),
         "LlamaAttention": (decoder.DecoderAttention,),
+        "LlamaFlashAttention2": (decoder.DecoderAttention,),  # the published code's, before transformers 4.48
         "LlamaRotaryEmbedding": (decoder.RotaryEmbedding,),
         "DeepseekV2MLP": (decoder.DenseMlp, decoder.RoutedExpert, decoder.SharedExperts),
         "DeepseekV2MoE": (decoder.MixtureOfExperts,),
@@ -54,6 +55,15 @@ class DeepseekOcr(ModelFamily):
         "DeepseekV2RMSNorm": (basic.RmsNorm,),
         "DeepseekOCRModel": (ocr.OcrModel,),
         "DeepseekOCRForCausalLM": (OcrForCausalLM,),
+    }
+
+    parts: ClassVar[Mapping[str, str]] = {
+        r"model\.sam_model": "SAM",
+        r"model\.vision_model": "CLIP",
+        r"model\.projector": "projector",
+        r"model\.layers\.\d+\.self_attn": "attention",
+        r"model\.layers\.\d+\.mlp": "experts",
+        r"lm_head": "language head",
     }
 
     def read_config(self, raw: Mapping[str, Any], origin: str) -> ModelConfig:

@@ -28,22 +28,31 @@ def families() -> dict[str, ModelFamily]:
     """
     found: dict[str, ModelFamily] = {}
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        package = entry.dist.name if entry.dist else entry.value
-        try:
-            loaded = entry.load()
-        except Exception as error:  # what somebody else's package raises is not known
-            raise DsocrTraceError(
-                f"package {package} announces the model family {entry.name!r}, which cannot be loaded: "
-                f"{type(error).__name__}: {error}; repair or uninstall the package"
-            ) from error
-        if not (isinstance(loaded, type) and issubclass(loaded, ModelFamily)):
-            raise DsocrTraceError(
-                f"package {package} announces {entry.value} as a model family, it must be a subclass of ModelFamily"
-            )
-        if loaded.name in found and type(found[loaded.name]) is not loaded:
-            raise DsocrTraceError(f"two packages announce the model family {loaded.name!r}; uninstall one of them")
-        found[loaded.name] = loaded()
+        family = _loaded(entry)
+        if family.name in found and type(found[family.name]) is not type(family):
+            raise DsocrTraceError(f"two packages announce the model family {family.name!r}; uninstall one of them")
+        found[family.name] = family
     return found
+
+
+def _loaded(entry: metadata.EntryPoint) -> ModelFamily:
+    package = entry.dist.name if entry.dist else entry.value
+    try:
+        loaded = entry.load()
+        family = loaded() if isinstance(loaded, type) and issubclass(loaded, ModelFamily) else None
+    except Exception as error:  # what somebody else's package raises is not known
+        raise DsocrTraceError(
+            f"package {package} announces the model family {entry.name!r}, which cannot be loaded: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}; repair or uninstall the package"
+        ) from error
+    if family is None:
+        raise DsocrTraceError(
+            f"package {package} announces {entry.value} as a model family, it must be a subclass of ModelFamily"
+        )
+    missing = [name for name in ("name", "architectures", "layers") if not hasattr(family, name)]
+    if missing:
+        raise DsocrTraceError(f"the model family {entry.value} of package {package} does not say its {missing[0]}")
+    return family
 
 
 def read_checkpoint(directory: Path) -> tuple[ModelFamily, FamilyConfig]:
@@ -53,16 +62,25 @@ def read_checkpoint(directory: Path) -> tuple[ModelFamily, FamilyConfig]:
     ------
     InputError
         If the file is missing or not JSON, or no family knows the architecture.
+    DsocrTraceError
+        If several families know it.
     """
     raw = read_config_json(directory)
     path = directory / "config.json"
-    architectures = raw.get("architectures") or ["(none)"]
+    named = raw.get("architectures")
+    architectures = named if isinstance(named, list) and named else ["(none)"]
     known = families()
-    for family in known.values():
-        if set(family.architectures) & set(architectures):
-            return family, family.read_config(raw, str(path))
-    choices = ", ".join(name for family in known.values() for name in family.architectures)
-    raise InputError(
-        f"{path} has the architecture {architectures[0]}, for which there are no formulas; the known ones are "
-        f"{choices}; give another checkpoint with --model DIR, or install a package that adds the family"
-    )
+    fitting = [family for family in known.values() if any(name in architectures for name in family.architectures)]
+    if not fitting:
+        choices = ", ".join(name for family in known.values() for name in family.architectures)
+        raise InputError(
+            f"{path} has the architecture {architectures[0]}, for which there are no formulas; the known ones are "
+            f"{choices}; give another checkpoint with --model DIR, or install a package that adds the family"
+        )
+    if len(fitting) > 1:
+        both = " and ".join(repr(family.name) for family in fitting)
+        raise DsocrTraceError(
+            f"{path} has the architecture {architectures[0]}, which the model families {both} claim; "
+            "uninstall the package of one of them"
+        )
+    return fitting[0], fitting[0].read_config(raw, str(path))

@@ -154,7 +154,7 @@ class MixtureOfExperts(Layer):
         """Apply to `rows` vectors, of which the experts get their `load`."""
         self.gate.forward(at.child("gate"), rows)
         self._dispatch(at, rows)
-        for number, forwards, tokens in load.groups():
+        for number, forwards, tokens in load.groups(at.forwards):
             self.experts.layers[number].forward(at.child(f"experts.{number}", forwards), tokens)
         self._combine(at, rows)
         self.shared_experts.forward(at.child("shared_experts"), rows)
