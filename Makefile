@@ -16,12 +16,13 @@ CONSTRAINTS := $(VENV)/constraints.txt
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint docs bench clean help
+.PHONY: run test lint docs bench nsys clean help
 
 run: $(READY) ## trace the standard workload on the best device present, print the summary and the report's path
 	$(BIN)/dsocr-trace run --workload $(WORKLOAD)
 
-test: lint ## lint, then every test
+test: lint ## lint, then every test; those of Nsight Systems run where it is here or can be had
+	$(BIN)/python -m dsocr_trace.install_nsys --optional
 	$(BIN)/pytest
 
 lint: $(READY) ## ruff, mypy and the import contracts
@@ -36,7 +37,10 @@ docs: $(DOCS_READY) ## the documentation site, into site/
 bench: $(READY) ## every benchmark
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
-clean: ## remove caches and built files; .venv and results/ stay
+nsys: $(READY) ## Debian's Nsight Systems, into .nsight/, unless there is one; needs no root
+	$(BIN)/python -m dsocr_trace.install_nsys
+
+clean: ## remove caches and built files; .venv, .nsight and results/ stay
 	rm -rf site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find $(wildcard analytic hooks stage_runners dsocr_trace tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
 

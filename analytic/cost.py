@@ -35,6 +35,8 @@ BOOL: Final = Dtype("bool", 1)
 
 #: Types that a model may run in, by full name.
 MODEL_DTYPES: Final = {"bfloat16": Dtype("bfloat16", 2), "float16": Dtype("float16", 2), "float32": FP32}
+#: Every type that an operand may have, by full name.
+DTYPES: Final = MODEL_DTYPES | {"int64": INT64, "bool": BOOL}
 _SHORT_NAMES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 

@@ -207,7 +207,7 @@ def stage_rows(prediction: Prediction) -> list[CostRow]:
 
 
 def category_rows(prediction: Prediction) -> list[CategoryRow]:
-    """One row per stage, module and operator category, in order of first run."""
+    """One row per stage, module and operator category that costs the device anything, in order of first run."""
     groups: dict[tuple[Stage, str, str], list[PredictedOperation]] = defaultdict(list)
     module_flops: dict[tuple[Stage, str], int] = defaultdict(int)
     for predicted in prediction.operations:
@@ -217,6 +217,8 @@ def category_rows(prediction: Prediction) -> list[CategoryRow]:
     rows = []
     for (stage, path, category), members in groups.items():
         cost = total(member.operation.cost for member in members)
+        if not _keeps_device_busy(cost):
+            continue
         whole = module_flops[stage, path]
         rows.append(
             CategoryRow(
@@ -230,6 +232,11 @@ def category_rows(prediction: Prediction) -> list[CategoryRow]:
             )
         )
     return rows
+
+
+def _keeps_device_busy(cost: Cost) -> bool:
+    """Whether the device has anything to do: views and loops keep only the host busy."""
+    return bool(_flops(cost) or cost.bytes_total)
 
 
 def _flops(cost: Cost) -> int:
@@ -247,7 +254,7 @@ def _columns(members: list[PredictedOperation], hardware: Hardware) -> dict[str,
         **cost.columns(),
         "predicted_device_ns": device_ns,
         "predicted_ns": device_ns,
-        "bound": max(nanoseconds, key=nanoseconds.__getitem__) if members else None,
+        "bound": max(nanoseconds, key=nanoseconds.__getitem__) if _keeps_device_busy(cost) else None,
         "source": hardware.provenance,
         "activation_peak_bytes": max((member.operation.activation_peak_bytes for member in members), default=0),
     }

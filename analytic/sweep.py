@@ -1,41 +1,37 @@
 """Many workloads at once: the same formulas, evaluated on arrays with one entry per workload.
 
-Like layers of a list are evaluated once and counted (`Tape.folded`), and experts are groups of like load. In decode
-every cost is affine in the number of cached positions, so a generation of any length follows exactly from two
-evaluations: with an empty cache, and with the cache of the last forward.
+Like layers of a list are evaluated once and counted (`Tape.folded`), and experts are groups of like load. What many
+workloads share is evaluated once: each page layout, and the decode forwards of each batch size. In decode every cost is
+affine in the number of cached positions, so a generation of any length follows exactly from two evaluations: with an
+empty cache, and with one cached position.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from analytic.cost import COST_COLUMNS, MODEL_DTYPES
 from analytic.layers.base import SequenceShape, Tape
 from analytic.model import STAGES, Stage, checked_policy
 from analytic.routing import PlannedLoad
+from analytic.sums import Ceilings, Column, Counts, Run, Sums, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from analytic.cost import Cost, Size
-    from analytic.crops import PageLayout
+    from analytic.crops import PageLayout, View
     from analytic.hardware import Hardware
-    from analytic.layers.base import Layer, Policy
+    from analytic.layers.base import Policy
     from analytic.model import Model
     from analytic.routing import Plan
 
-#: float64 holds whole numbers up to 2**53 exactly, and multiplies faster than int64.
-Column: TypeAlias = npt.NDArray[np.float64]
-Counts: TypeAlias = npt.NDArray[np.int64]
-
-#: Workloads per evaluation: few enough that their columns stay in the processor's cache.
-_CHUNK: Final = 8192
-_NS_PER_S: Final = 1e9
+#: Entries per array, over workloads and devices: few enough that they stay in the processor's cache.
+_CHUNK: Final = 16384
 
 
 @attrs.frozen(eq=False)
@@ -115,7 +111,7 @@ def evaluate(
     points
         Workloads.
     hardware
-        Devices to predict for.
+        Devices to predict for, at least one.
     policy
         How the model runs, and what is counted.
     routing
@@ -127,224 +123,191 @@ def evaluate(
         If the policy is unknown, or a device has no figure for its dtype.
     """
     policy = checked_policy(policy)
-    bench = _Bench(model, hardware, policy, routing)
-    columns = _Columns(len(points))
-    for number, page in enumerate(points.pages):
-        shown = np.flatnonzero(points.page == number)
-        columns.add(shown, bench.page(page), points.batch[shown])
-    for start in range(0, len(points), _CHUNK):
-        where = slice(start, start + _CHUNK)
-        columns.add(where, bench.sequences(points, where), 1)
+    bench = _Bench(model, policy, routing, hardware)
+    batches, which = np.unique(points.batch, return_inverse=True)
+    pages, steps = bench.pages(points.pages), bench.steps(batches.astype(np.float64))
+    columns = Table(len(points), len(hardware))
+    sizes = (points.batch, points.seq_len, points.image_tokens, points.new_tokens)
+    chunk = max(_CHUNK // len(hardware), 1)
+    for start in range(0, len(points), chunk):
+        where = slice(start, start + chunk)
+        batch, prompt, image_tokens, new_tokens = (column[where].astype(np.float64) for column in sizes)
+        columns.add(where, pages.taken(points.page[where], batch))
+        columns.add(where, bench.prefill(batch, prompt, image_tokens))
+        for sums in steps.over(bench.ceilings, which[where], prompt, new_tokens - 1):
+            columns.add(where, sums)
+    names = [device.name for device in hardware]
+    costs, nothing = columns.named("cost"), np.zeros(len(points))
     parameters = sum(node.parameter_count for node in model.tree)
-    return columns.evaluated(parameters * MODEL_DTYPES[policy.dtype].bytes)
-
-
-class _Once:
-    """A single forward, whose cost depends on nothing else."""
-
-    def total(self, empty: Size, full: Size) -> Size:
-        """What it is."""
-        del empty
-        return full
-
-    def longest(self, empty: tuple[Size, Size], full: tuple[Size, Size]) -> tuple[Size, Size]:
-        """The longer of compute and memory time: as the first where that is compute, else as the second."""
-        del empty
-        compute, memory = full
-        bound = compute > memory
-        return np.where(bound, compute, 0.0), np.where(bound, 0.0, memory)
+    return Evaluated(
+        costs={stage: {name: costs.get((stage, name), nothing) for name in COST_COLUMNS} for stage in STAGES},
+        part_flops=columns.named("flops"),
+        part_times=columns.by_device("time", names),
+        compute_times=columns.by_device("compute", names),
+        cache_traffic=columns.named("cache").get((), nothing),
+        activation_peak_bytes=columns.peak,
+        weight_bytes=parameters * MODEL_DTYPES[policy.dtype].bytes,
+    )
 
 
 @attrs.frozen(eq=False)
-class _Series:
-    """Forwards whose costs are affine in the cached positions.
+class _Line:
+    """What changes by the same amount from one forward to the next."""
+
+    start: Column
+    slope: Column
+
+    def sum(self, forwards: Column) -> Column:
+        """Sum over the first forwards."""
+        total: Column = forwards * self.start + self.slope * (forwards * (forwards - 1) / 2)
+        return total
+
+
+def _sum_of_longer(compute: _Line, memory: _Line, forwards: Column) -> tuple[Column, Column]:
+    """Sums over all forwards of the longer of two times, by which of them it is.
+
+    Straight lines cross at most once: up to there all forwards are bound as the first one is.
+    """
+    ahead, closing = compute.start - memory.start, memory.slope - compute.slope
+    begins = ahead > 0
+    crosses = begins != (ahead > closing * (forwards - 1))
+    crossing = np.floor(ahead / np.where(crosses, closing, 1)) + 1
+    early = np.where(crosses, np.clip(crossing, 0, forwards), forwards)
+    in_compute = np.where(begins, compute.sum(early), compute.sum(forwards) - compute.sum(early))
+    in_memory = np.where(begins, memory.sum(forwards) - memory.sum(early), memory.sum(early))
+    return in_compute, in_memory
+
+
+@attrs.frozen(eq=False)
+class _Growing:
+    """An operator of decode whose calls take longer with every cached position.
 
     Attributes
     ----------
-    forwards
-        How many.
-    first, last
-        Cached positions in the first and in the last of them.
+    empty
+        What it costs with an empty cache.
+    added
+        What each cached position adds.
     """
 
-    forwards: Column
-    first: Column
-    last: Column
+    empty: Run
+    added: Run
 
-    def total(self, empty: Size, full: Size) -> Size:
-        """Sum over all forwards of what is `empty` without cached positions and `full` in the last forward."""
-        # What a cached position adds is a whole number of bytes or FLOPs: divided by first, sums stay exact.
-        added = (full - empty) / self.last
-        return self.forwards * empty + added * (self.forwards * (self.first + self.last) / 2)
-
-    def longest(self, empty: tuple[Size, Size], full: tuple[Size, Size]) -> tuple[Size, Size]:
-        """Sums over all forwards of the longer of compute and memory time, by which of them it is.
-
-        Over the forwards both are straight lines, which cross at most once.
-        """
-        start = self.first / self.last
-        compute, memory = ((low + (high - low) * start, high) for low, high in zip(empty, full, strict=True))
-        first, last = compute[0] - memory[0], compute[1] - memory[1]
-        begins, crosses = first > 0, (first > 0) != (last > 0)
-        early: Size = self.forwards
-        if np.any(crosses):  # forwards up to the crossing are bound as the first one is
-            crossing = first / np.where(crosses, first - last, 1) * (self.forwards - 1)
-            early = np.where(crosses, np.minimum(np.floor(crossing) + 1, self.forwards), self.forwards)
-        in_compute = np.where(begins, self._sum(compute, early), self._rest(compute, early))
-        in_memory = np.where(begins, self._rest(memory, early), self._sum(memory, early))
-        return in_compute, in_memory
-
-    def _rest(self, line: tuple[Size, Size], count: Size) -> Size:
-        """Sum over all forwards but the first `count`."""
-        return 0.0 if count is self.forwards else self._sum(line, self.forwards) - self._sum(line, count)
-
-    def _sum(self, line: tuple[Size, Size], count: Size) -> Size:
-        """Sum of a line, given by its ends, over the first `count` forwards."""
-        slope = (line[1] - line[0]) / np.maximum(self.forwards - 1, 1)
-        return count * line[0] + slope * (count * (count - 1) / 2)
-
-
-class _Totals:
-    """Sums over the operators of tapes: plain numbers, or arrays over some workloads."""
-
-    def __init__(self) -> None:
-        #: By kind (cost, flops, time, compute, cache) and what it is of.
-        self.sums: defaultdict[tuple[str, ...], Size] = defaultdict(float)
-        self.activation_peak_bytes: Size = 0
+    def add_to(self, sums: Sums, ceilings: Ceilings, which: Counts, prompt: Column, forwards: Column) -> None:
+        """Add the times of all forwards of workloads with these batch sizes, prompts and numbers of forwards."""
+        empty, added = self.empty.taken(which), self.added.taken(which)
+        starts, slopes = (ceilings.times(run.cost, run.dtype) for run in (empty, added))
+        compute, memory = (
+            _Line(start + slope * (prompt + 1), slope) for start, slope in zip(starts, slopes, strict=True)
+        )
+        in_compute, in_memory = _sum_of_longer(compute, memory, forwards)
+        sums.add_time(empty, empty.times * (in_compute + in_memory), empty.times * in_compute)
+        result = empty.cost["activation_bytes"] + added.cost["activation_bytes"] * (prompt + forwards)
+        sums.add_peak(result * (forwards > 0))
 
 
 @attrs.frozen(eq=False)
-class _Run:
-    """Equal calls of one operator: how many there are in a forward, and what one costs at both ends of the forwards."""
+class _Steps:
+    """Decode forwards of each batch size.
 
-    stage: Stage
-    part: str
-    dtype: str
-    times: Size
-    forwards: _Once | _Series
-    empty: Cost
-    full: Cost
+    Attributes
+    ----------
+    fixed
+        Costs of a forward with an empty cache, and times of the operators that do not grow.
+    added
+        Costs that each cached position adds.
+    growing
+        The operators that grow.
+    """
+
+    fixed: Table
+    added: Table
+    growing: Sequence[_Growing]
+
+    def over(self, ceilings: Ceilings, which: Counts, prompt: Column, forwards: Column) -> Iterator[Sums]:
+        """All forwards of workloads with these batch sizes, prompts and numbers of forwards."""
+        yield self.fixed.taken(which, forwards)
+        # Positions prompt + 1, ..., prompt + forwards.
+        yield self.added.taken(which, forwards * (2 * prompt + forwards + 1) / 2)
+        times = Sums()
+        for operator in self.growing:
+            operator.add_to(times, ceilings, which, prompt, forwards)
+        yield times
 
 
-@attrs.frozen(eq=False)
 class _Bench:
-    """Evaluates pages and chunks of workloads."""
+    """Evaluates page layouts, prefills and decode forwards."""
 
-    model: Model
-    hardware: Sequence[Hardware]
-    policy: Policy
-    routing: Plan
-    root: Layer = attrs.field(init=False)
+    def __init__(self, model: Model, policy: Policy, routing: Plan, hardware: Sequence[Hardware]) -> None:
+        self._family, self._experts = model.family, model.config.experts
+        self._root = model.family.build(model.config)
+        self._policy, self._routing = policy, routing
+        self._devices = len(hardware)
+        self._part = functools.cache(model.family.part)
+        self.ceilings = Ceilings(hardware)
 
-    @root.default
-    def _built(self) -> Layer:
-        return self.model.family.build(self.model.config)
+    def pages(self, pages: Sequence[PageLayout]) -> Table:
+        """Vision and layout of each page. What encoding costs follows from the page's views alone."""
+        table = Table(len(pages), self._devices)
+        encoded: dict[tuple[View, ...], list[Sums]] = {}
+        for number, page in enumerate(pages):
+            if page.views not in encoded:
+                encoded[page.views] = self._page("vision", self._family.encode_page, page)
+            for sums in (*encoded[page.views], *self._page("prefill", self._family.place_page, page)):
+                table.add(slice(number, number + 1), sums)
+        return table
 
-    def page(self, page: PageLayout) -> _Totals:
-        """Vision and layout of one page."""
-        totals = _Totals()
-        family = self.model.family
-        vision, prefill = Tape(self.policy, folded=True), Tape(self.policy, folded=True)
-        family.encode_page(self.root, vision, page, 1)
-        family.place_page(self.root, prefill, page, 1)
-        self._add_up(totals, "vision", vision, vision, _Once())
-        self._add_up(totals, "prefill", prefill, prefill, _Once())
-        return totals
+    def _page(self, stage: Stage, note: Callable[[Any, Tape, PageLayout, int], None], page: PageLayout) -> list[Sums]:
+        """One stage of one page; operators of one part and dtype are evaluated together."""
+        tape = Tape(self._policy, folded=True)
+        note(self._root, tape, page, 1)
+        alike: defaultdict[tuple[str, str], list[Run]] = defaultdict(list)
+        for run in self._runs(stage, tape):
+            alike[run.part, run.dtype].append(run)
+        found = [Sums() for _ in alike]
+        for sums, runs in zip(found, alike.values(), strict=True):
+            sums.add_forward(Run.joined(runs), self.ceilings)
+            sums.add_up()
+        return found
 
-    def sequences(self, points: Points, where: slice) -> _Totals:
-        """Prefill and decode of some workloads, without their pages."""
-        totals = _Totals()
-        columns = (points.batch, points.seq_len, points.image_tokens, points.new_tokens)
-        batch, prompt, image_tokens, new_tokens = (column[where].astype(np.float64) for column in columns)
-        prefill = self._prefill(batch, prompt, image_tokens)
-        self._add_up(totals, "prefill", prefill, prefill, _Once())
-        last = prompt + new_tokens - 1
-        empty, full = (self._decode(batch, cached) for cached in (np.zeros_like(last), last))
-        self._add_up(totals, "decode", empty, full, _Series(new_tokens - 1, prompt + 1, last))
-        return totals
-
-    def _prefill(self, batch: Column, prompt: Column, image_tokens: Column) -> Tape:
-        tape = Tape(self.policy, folded=True)
+    def prefill(self, batch: Column, prompt: Column, image_tokens: Column) -> Sums:
+        """Prefill of some workloads, without their pages."""
+        tape, sums = Tape(self._policy, folded=True), Sums()
         shape = SequenceShape(batch, prompt, prompt, causal=True, loads=self._loads(batch * prompt))
-        self.model.family.prefill(self.root, tape, shape, image_tokens)
-        return tape
+        self._family.prefill(self._root, tape, shape, image_tokens)
+        for run in self._runs("prefill", tape):
+            sums.add_forward(run, self.ceilings)
+        return sums
 
-    def _decode(self, batch: Column, cached: Column) -> Tape:
-        tape = Tape(self.policy, folded=True)
-        shape = SequenceShape(batch, 1, cached, causal=False, loads=self._loads(batch))
-        self.model.family.decode(self.root, tape, shape, 1)
-        return tape
+    def steps(self, batches: Column) -> _Steps:
+        """Decode forwards of each batch size."""
+        fixed, added, growing = Sums(), Sums(), []
+        for empty, one in zip(self._step(batches, 0), self._step(batches, 1), strict=True):
+            more = attrs.evolve(empty, cost={name: one.cost[name] - empty.cost[name] for name in COST_COLUMNS})
+            if not any(np.any(each) for each in more.cost.values()):
+                fixed.add_forward(empty, self.ceilings)
+                continue
+            fixed.add_cost(empty)
+            added.add_cost(more)
+            added.by_key["cache",] += more.times * (more.cost["bytes_read"] + more.cost["bytes_written"])
+            growing.append(_Growing(empty, more))
+        return _Steps(self._table(len(batches), fixed), self._table(len(batches), added), growing)
+
+    def _step(self, batches: Column, cached: int) -> Iterator[Run]:
+        tape = Tape(self._policy, folded=True)
+        shape = SequenceShape(batches, 1, cached, causal=False, loads=self._loads(batches))
+        self._family.decode(self._root, tape, shape, 1)
+        return self._runs("decode", tape)
+
+    def _table(self, length: int, sums: Sums) -> Table:
+        table = Table(length, self._devices)
+        table.add(slice(length), sums)
+        return table
 
     def _loads(self, tokens: Column) -> dict[int, PlannedLoad]:
-        sizes = self.model.config.experts
-        return dict.fromkeys(sizes.layers, PlannedLoad(self.routing, tokens, sizes))
+        return dict.fromkeys(self._experts.layers, PlannedLoad(self._routing, tokens, self._experts))
 
-    def _add_up(self, totals: _Totals, stage: Stage, empty: Tape, full: Tape, forwards: _Once | _Series) -> None:
-        for key, operator in full.operators.items():
-            part = self.model.family.part(key[0])
-            for (times, steps), (_, bare) in zip(operator.runs, empty.operators[key].runs, strict=True):
-                run = _Run(stage, part, operator.compute_dtype, times, forwards, bare.cost, steps.cost)
-                self._add_cost(totals, run)
-                self._add_times(totals, run)
-
-    @staticmethod
-    def _add_cost(totals: _Totals, run: _Run) -> None:
-        stage, part, times, forwards = run.stage, run.part, run.times, run.forwards
-        before, after = run.empty.columns(), run.full.columns()
-        for column in COST_COLUMNS:
-            added = times * forwards.total(before[column], after[column])
-            totals.sums["cost", stage, column] += added
-            if column == "tensor_flops":
-                totals.sums["flops", stage, part] += added
-        if isinstance(forwards, _Series):
-            cached = sum(after[name] - before[name] for name in ("bytes_read", "bytes_written"))
-            totals.sums["cache",] += times * forwards.total(0, cached)
-        peak = np.where(np.asarray(times) > 0, after["activation_bytes"], 0)
-        totals.activation_peak_bytes = np.maximum(totals.activation_peak_bytes, peak)
-
-    def _add_times(self, totals: _Totals, run: _Run) -> None:
-        for device in self.hardware:
-            ends = (_seconds(cost, device, run.dtype) for cost in (run.empty, run.full))
-            compute, memory = run.forwards.longest(*ends)
-            in_compute = run.times * compute * _NS_PER_S
-            totals.sums["time", device.name, run.stage, run.part] += in_compute + run.times * memory * _NS_PER_S
-            totals.sums["compute", device.name, run.stage] += in_compute
-
-
-def _seconds(cost: Cost, hardware: Hardware, dtype: str) -> tuple[Size, Size]:
-    """Time of arithmetic, and of memory traffic."""
-    compute = cost.tensor_flops / hardware.tensor_peak(dtype) + cost.vector_flops / hardware.vector_peak(dtype)
-    return compute, cost.bytes_total / hardware.memory_bytes_per_s.value
-
-
-class _Columns:
-    """Sums of all workloads, filled in part by part."""
-
-    def __init__(self, length: int) -> None:
-        self._sums: defaultdict[tuple[str, ...], Column] = defaultdict(lambda: np.zeros(length))
-        self._peak = np.zeros(length)
-
-    def add(self, where: slice | Counts, totals: _Totals, factor: Size) -> None:
-        """Add sums to those of some workloads, `factor` times."""
-        for key, values in totals.sums.items():
-            self._sums[key][where] += values * factor
-        self._peak[where] = np.maximum(self._peak[where], totals.activation_peak_bytes)
-
-    def evaluated(self, weight_bytes: int) -> Evaluated:
-        """Everything by name."""
-
-        def named(kind: str) -> dict[Any, Column]:
-            return {key[1:]: column for key, column in self._sums.items() if key[0] == kind}
-
-        costs: dict[Any, dict[str, Column]] = {stage: {} for stage in STAGES}
-        for (stage, column), values in named("cost").items():
-            costs[stage][column] = values
-        return Evaluated(
-            costs=costs,
-            part_flops=named("flops"),
-            part_times=named("time"),
-            compute_times=named("compute"),
-            cache_traffic=self._sums["cache",],
-            activation_peak_bytes=self._peak,
-            weight_bytes=weight_bytes,
-        )
+    def _runs(self, stage: Stage, tape: Tape) -> Iterator[Run]:
+        for (path, _), operator in tape.operators.items():
+            for times, steps in operator.runs:
+                yield Run(stage, self._part(path), operator.compute_dtype, times, steps.cost.columns())

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import click
 
+from dsocr_trace.commands.attribute import attribute
+from dsocr_trace.commands.calibrate import calibrate
 from dsocr_trace.commands.catalogue import list_command
+from dsocr_trace.commands.doctor import doctor
+from dsocr_trace.commands.explain import explain
+from dsocr_trace.commands.export import export
 from dsocr_trace.commands.predict import predict
 from dsocr_trace.commands.run import run
+from dsocr_trace.commands.sweep import sweep
 from dsocr_trace.commands.verify import verify
 
 
@@ -16,7 +22,7 @@ def cli() -> None:
     """Trace DeepSeek-OCR: where time and memory go, beside what every module should cost."""
 
 
-for command in (run, predict, list_command, verify):
+for command in (run, attribute, predict, list_command, verify, doctor, export, explain, sweep, calibrate):
     cli.add_command(command)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from analytic.errors import InputError
 from analytic.hardware import Hardware, cpu_hardware, hardware_names, load_hardware
+from stage_runners.telemetry import nvml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,13 +73,13 @@ def device_properties(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _driver_version() -> str:
-    pynvml.nvmlInit()
+def _driver_version() -> str | None:
     try:
-        version: str = pynvml.nvmlSystemGetDriverVersion()
-        return version
-    finally:
-        pynvml.nvmlShutdown()
+        with nvml():
+            version: str = pynvml.nvmlSystemGetDriverVersion()
+            return version
+    except pynvml.NVMLError:
+        return None
 
 
 def _processor_field(field: str) -> str | None:

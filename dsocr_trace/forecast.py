@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from analytic.config import variant_config
 from analytic.errors import InputError
+from analytic.families.registry import read_checkpoint
 from analytic.hardware import Hardware, load_hardware
 from analytic.layers.base import Policy
 from analytic.model import Model, deepseek_ocr
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
+
+#: The model whose dimensions are built in.
+BUILTIN: Final = "builtin"
 
 #: Columns of the machine-readable output.
 COLUMNS: Final = (
@@ -47,11 +52,14 @@ class Forecast:
         For which device.
     prediction
         Every operator with its cost and time.
+    source
+        ``"builtin"``, or the directory whose ``config.json`` gave the dimensions.
     """
 
     scenario: Scenario
     hardware: Hardware
     prediction: Prediction
+    source: str = BUILTIN
 
     @cached_property
     def stages(self) -> pd.DataFrame:
@@ -73,6 +81,7 @@ class Forecast:
         workload = self.scenario.workload
         return {
             "workload": attrs.asdict(workload) | {"crop_grid": workload.grid, "seq_len": workload.seq_len},
+            "model": self.source,
             **attrs.asdict(self.scenario.policy),
             "hardware": self.hardware.name,
             "source": self.hardware.provenance,
@@ -99,6 +108,7 @@ def predict(
     workload: str,
     hardware: str,
     *,
+    model: str = BUILTIN,
     variant: str | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> Forecast:
@@ -110,26 +120,39 @@ def predict(
         Profile id or TOML file.
     hardware
         Hardware entry or TOML file.
+    model
+        ``"builtin"``, or a checkpoint directory of any family that is installed; only its ``config.json`` is read.
+        A text model gets a prompt of the workload's length, and has no vision stage.
     variant
-        Size of the model; the workload names the default.
+        Size of the built-in model; the workload names the default.
     settings
         What-if changes by key (`analytic.whatif.KEYS`), such as ``{"batch_size": 4, "crop_grid": "2x3"}``.
 
     Raises
     ------
     InputError
-        If a name is unknown, a setting impossible, or the sequence longer than the model's.
+        If a name is unknown, a setting impossible, the directory has no usable configuration, or the sequence is
+        longer than the model's.
     """
     words = [f"{key}={value}" for key, value in (settings or {}).items()]
-    return predict_words(workload, hardware, variant=variant, settings=words)
+    return predict_words(workload, hardware, source=model, variant=variant, settings=words)
 
 
-def predict_words(workload: str, hardware: str, *, variant: str | None, settings: Sequence[str]) -> Forecast:
+def predict_words(
+    workload: str, hardware: str, *, source: str = BUILTIN, variant: str | None, settings: Sequence[str]
+) -> Forecast:
     """Predict as `predict` does, with what-if changes as ``KEY=VALUE`` words."""
     profile = load_workload(workload)
-    config = variant_config(variant or profile.variant)
-    scenario = apply_settings(Scenario(profile, Policy(dtype=config.torch_dtype)), settings)
-    return forecast(deepseek_ocr(config), scenario, load_hardware(hardware))
+    if variant is not None:
+        profile = attrs.evolve(profile, variant=variant)
+    if source == BUILTIN:
+        model = deepseek_ocr(variant_config(profile.variant))
+    elif variant is None:
+        model = Model(*read_checkpoint(Path(source)))
+    else:
+        raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
+    scenario = apply_settings(Scenario(profile, Policy(dtype=model.config.torch_dtype)), settings)
+    return attrs.evolve(forecast(model, scenario, load_hardware(hardware)), source=source)
 
 
 def forecast(model: Model, scenario: Scenario, hardware: Hardware) -> Forecast:

@@ -39,9 +39,8 @@ def check_run(tables: Mapping[str, pd.DataFrame], model_flops: Mapping[str, int]
         If one does not hold; names it and the first place.
     """
     attribution, kernels = tables["attribution"], tables["kernels"]
-    _check_one_place(kernels)
-    sums = _check_conservation(attribution, kernels)
-    _check_totals(attribution)
+    sums = check_conservation(attribution, kernels)
+    check_totals(attribution)
     for stage, flops in (model_flops or {}).items():
         mine = attribution[attribution["stage"] == stage]
         found = int(mine["tensor_flops"].fillna(0).sum() + mine["vector_flops"].fillna(0).sum())
@@ -64,7 +63,15 @@ def _check_one_place(kernels: pd.DataFrame) -> None:
         raise BrokenInvariantError(f"unknown unclassified reason {min(unknown)!r}")
 
 
-def _check_conservation(attribution: pd.DataFrame, kernels: pd.DataFrame) -> dict[str, dict[str, int]]:
+def check_conservation(attribution: pd.DataFrame, kernels: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Check that each event has one place, and that the ledger adds up to them; gives the sums of each stage.
+
+    Raises
+    ------
+    BrokenInvariantError
+        If not.
+    """
+    _check_one_place(kernels)
     sums = {}
     for stage in sorted({*attribution["stage"], *kernels["stage"]}):
         rows, events = attribution[attribution["stage"] == stage], kernels[kernels["stage"] == stage]
@@ -78,7 +85,14 @@ def _check_conservation(attribution: pd.DataFrame, kernels: pd.DataFrame) -> dic
     return sums
 
 
-def _check_totals(attribution: pd.DataFrame) -> None:
+def check_totals(attribution: pd.DataFrame) -> None:
+    """Check that each module's total is its own time and its children's totals.
+
+    Raises
+    ------
+    BrokenInvariantError
+        If not.
+    """
     named = attribution[attribution["module_path"] != UNCLASSIFIED]
     children = named.groupby(["stage", "parent_path"])["measured_total_ns"].sum()
     keys = pd.MultiIndex.from_frame(named[["stage", "module_path"]])

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analytic.families.base import OTHER
 from hooks.attribution import UNCLASSIFIED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    from stage_runners.measurement import MeasuredMemory
 
 _KEY = ["stage", "module_path"]
 
@@ -37,7 +40,8 @@ def attribution_table(
     -------
     pandas.DataFrame
         Columns of `dsocr_trace.schemas.ATTRIBUTION`. A module has a row in each stage in which it, or a module
-        below it, was called, measured or predicted.
+        below it, was called, measured or predicted. For a module whose ``analytic_layer`` is `OTHER` nothing is
+        predicted; what is predicted below it counts for the modules above it.
     """
     named = kernels[kernels["unclassified_reason"].isna()]
     rows = _keys(modules, calls, named, predictions)
@@ -49,6 +53,8 @@ def attribution_table(
         rows[sums] = rows[sums].fillna(0).astype("int64")
     for quantity in ("measured", "scaled", "predicted"):
         rows[f"{quantity}_total_ns"] = rolled_up(rows, f"{quantity}_self_ns")
+    predicted = ["predicted_self_ns", "predicted_total_ns", "tensor_flops", "vector_flops", "bytes_total"]
+    rows[predicted] = rows[predicted].where(rows["analytic_layer"] != OTHER)
     rows = pd.concat([rows, _unclassified(kernels)], ignore_index=True)
     return _with_rates(rows)
 
@@ -66,6 +72,8 @@ def _keys(modules: pd.DataFrame, *tables: pd.DataFrame) -> pd.DataFrame:
         mine = modules[modules["module_path"].isin(paths | _ancestors(paths, parent))]
         frames.append(mine.assign(stage=stage))
     columns = ["stage", "module_path", "module_class", "analytic_layer", "parent_path", "depth"]
+    if not frames:
+        return modules.iloc[:0].assign(stage="")[columns]
     return pd.concat(frames, ignore_index=True)[columns]
 
 
@@ -115,7 +123,7 @@ def rolled_up(rows: pd.DataFrame, column: str) -> pd.Series:
     """Self values of `column` plus those of all modules below, within each stage."""
     totals = rows[column].copy()
     place = pd.Series(rows.index, index=pd.MultiIndex.from_frame(rows[_KEY]))
-    for depth in range(int(rows["depth"].max()), 0, -1):
+    for depth in range(max(rows["depth"], default=0), 0, -1):
         level = rows.index[rows["depth"] == depth]
         parents = place.reindex(pd.MultiIndex.from_frame(rows.loc[level, ["stage", "parent_path"]]))
         added = totals.loc[level].groupby(parents.to_numpy()).sum()
@@ -146,7 +154,7 @@ def _with_rates(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, unmapped: Collection[str] = ()) -> pd.DataFrame:
     """Measured and predicted work of each module by operator category.
 
     A module that is predicted as work of one category, such as a norm, keeps it here for all its events: on the device
@@ -158,6 +166,8 @@ def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFr
         Attributed events with ``scaled_ns``.
     predicted
         Predicted (stage, module_path, operator_category) with predicted_ns, flops, bytes; possibly empty.
+    unmapped
+        Paths of modules for which nothing is predicted.
     """
     key = [*_KEY, "operator_category"]
     measured = _summed(_with_predicted_categories(kernels, predicted), key)
@@ -166,8 +176,8 @@ def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFr
     rows[counts] = rows[counts].fillna(0).astype("int64")
     if len(predicted):
         sums = ["predicted_ns", "flops", "bytes"]
-        is_named = rows["module_path"] != UNCLASSIFIED
-        rows.loc[is_named, sums] = rows.loc[is_named, sums].fillna(0)
+        is_known = ~rows["module_path"].isin({UNCLASSIFIED, *unmapped})
+        rows.loc[is_known, sums] = rows.loc[is_known, sums].fillna(0)
     of_module = rows.groupby(_KEY)["flops"].transform("sum")
     rows["share_of_module_flops"] = rows["flops"] / of_module.where(of_module > 0)
     return rows
@@ -180,10 +190,10 @@ def _with_predicted_categories(kernels: pd.DataFrame, predicted: pd.DataFrame) -
     return kernels.assign(operator_category=category)
 
 
-def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame, weights: Mapping[str, int]) -> pd.DataFrame:
-    """Predicted memory of each predicted (stage, module), beside the weights that the live model holds.
-
-    Activations and the cache are measured by no pass yet: those columns are empty.
+def memory_table(
+    modules: pd.DataFrame, predictions: pd.DataFrame, weights: Mapping[str, int], measured: MeasuredMemory
+) -> pd.DataFrame:
+    """Predicted memory of each predicted (stage, module), beside what was measured.
 
     Parameters
     ----------
@@ -193,8 +203,11 @@ def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame, weights: Mapp
         Predicted self values (`dsocr_trace.schemas.PREDICTIONS`), with ``activation_peak_bytes``.
     weights
         Predicted bytes of the parameters that each module path owns: held once, however often they are read.
+    measured
+        Cache and activations; a module without an activation peak has an empty one, without cache growth has none.
     """
     live = modules.set_index("module_path")["weight_bytes"]
+    keys = pd.Series(list(zip(predictions["stage"], predictions["module_path"], strict=True)), predictions.index)
     return pd.DataFrame(
         {
             "stage": predictions["stage"],
@@ -202,8 +215,8 @@ def memory_table(modules: pd.DataFrame, predictions: pd.DataFrame, weights: Mapp
             "predicted_weight_bytes": predictions["module_path"].map(dict(weights)),
             "measured_weight_bytes": predictions["module_path"].map(live),
             "predicted_activation_peak_bytes": predictions["activation_peak_bytes"],
-            "measured_activation_peak_bytes": None,
+            "measured_activation_peak_bytes": keys.map(measured.activation_peak_bytes),
             "predicted_kv_cache_bytes": predictions["kv_cache_bytes"],
-            "measured_kv_cache_bytes": None,
+            "measured_kv_cache_bytes": keys.map(measured.cache_growth_bytes).fillna(0),
         }
     )

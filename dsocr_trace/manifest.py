@@ -28,6 +28,7 @@ def manifest(
     measurement: Measurement,
     attribution: pd.DataFrame,
     *,
+    unmapped: Mapping[str, Mapping[str, float]],
     conserved: Mapping[str, Mapping[str, int]],
     notes: Sequence[str],
     command: Sequence[str],
@@ -43,6 +44,8 @@ def manifest(
         What was measured.
     attribution
         The ledger.
+    unmapped
+        Modules for which nothing is predicted, by class.
     conserved
         Sums that the invariants found on both sides.
     notes
@@ -58,6 +61,7 @@ def manifest(
         "command": shlex.join([Path(command[0]).name, *command[1:]]),
         "started_at": job.started_at.isoformat(timespec="seconds"),
         **environment,
+        "device_state": attrs.asdict(measurement.device_state) if measurement.device_state else None,
         "model": job.options.model,
         "variant": job.variant,
         "remote_code": job.options.trust_remote_code,
@@ -77,6 +81,7 @@ def manifest(
             "plain": "prefill without wrappers or profiler; warm-up and check of the first token",
             "traced": "one greedy generation under the tracer, no profiler: wall times, calls, routing",
             "profiled": "prefill and sampled decode steps again under the profiler: events",
+            "memory": "on CUDA, prefill and the last decode steps again: activation peaks; in no other table",
         },
         "sampling": {
             "vision": "whole",
@@ -87,6 +92,7 @@ def manifest(
         "clock": attrs.asdict(measurement.clock) | {"tolerance_ns": TOLERANCE_NS},
         "coverage": coverage(attribution),
         "unclassified": unclassified(attribution),
+        "unmapped": unmapped,
         "conserved": conserved,
         "expert_routing": {"source": "measured", "experts_hit": _experts_hit(measurement.pages)},
         "events_outside_generation": measurement.outside_windows,

@@ -16,7 +16,8 @@ import torch
 
 from analytic.config import DEFAULT_VARIANT
 from analytic.errors import DsocrTraceError
-from analytic.model import module_tree
+from analytic.layers.base import Policy
+from analytic.model import deepseek_ocr
 from analytic.workload import Workload, load_workload
 from dsocr_trace.environment import device_properties, git_commit, hardware_for, versions
 from dsocr_trace.invariants import check_run
@@ -25,7 +26,9 @@ from dsocr_trace.manifest import manifest
 from dsocr_trace.pages import pages_table, with_scaled
 from dsocr_trace.predictions import PredictedRun, nothing_predicted, predict_pages
 from dsocr_trace.report.markdown import report_markdown
+from dsocr_trace.stage2 import run_stage2
 from dsocr_trace.store import RunWriter
+from dsocr_trace.unmapped import unmapped_classes, unmapped_note, unmapped_paths
 from hooks.errors import TraceError
 from stage_runners.devices import require_memory, resolve_device, resolve_dtype
 from stage_runners.inputs import build_inputs, workload_for_page
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
     from analytic.config import ModelConfig
     from analytic.hardware import Hardware
+    from dsocr_trace.stage2 import Stage2
     from stage_runners.measurement import Measurement
     from stage_runners.stage1 import Progress
 
@@ -71,6 +75,8 @@ class RunOptions:
     profile_steps: int | None = DEFAULT_PROFILED_STEPS
     nvtx: bool = False
     trust_remote_code: bool = False
+    stage: str = "1"
+    keep_capture: bool | None = None
 
 
 @attrs.frozen(eq=False)
@@ -122,13 +128,9 @@ def run(options: RunOptions, progress: Progress) -> Path:
     writer = RunWriter(options.output, run_id)
     try:
         epoch_ns = time.perf_counter_ns()
-        progress("load model", 0, 1)
-        model = _load(job)
-        inputs = [_inputs(job, page, workload) for page, workload in job.pages]
-        measurement = _measured(job, model, inputs, progress)
-        progress("predict and join", 0, 1)
-        predicted, notes = _predict(job, model, measurement)
-        write_run(writer, job, _since(measurement, epoch_ns), predicted, notes)
+        measurement, predicted, notes = _stage1(job, progress)
+        stage2 = None if options.stage == "1" else run_stage2(job, measurement, writer.folder, progress)
+        write_run(writer, job, _since(measurement, epoch_ns), predicted, notes, stage2=stage2)
         return writer.publish()
     finally:
         writer.discard()
@@ -177,8 +179,9 @@ def prepare(options: RunOptions) -> Job:
     return job
 
 
-def _load(job: Job) -> nn.Module:
-    return load_model(
+def load_job(job: Job) -> tuple[nn.Module, list[SourcedInputs]]:
+    """Load the model and make the inputs of every page."""
+    model = load_model(
         job.options.model,
         variant=job.variant or DEFAULT_VARIANT,
         dtype=job.dtype,
@@ -187,6 +190,16 @@ def _load(job: Job) -> nn.Module:
         seed=job.options.seed,
         trust_remote_code=job.options.trust_remote_code,
     )
+    return model, [_inputs(job, page, workload) for page, workload in job.pages]
+
+
+def _stage1(job: Job, progress: Progress) -> tuple[Measurement, PredictedRun, list[str]]:
+    """Measure and predict; the model is gone afterwards, since Stage 2 loads its own."""
+    progress("load model", 0, 1)
+    model, inputs = load_job(job)
+    measurement = _measured(job, model, inputs, progress)
+    progress("predict and join", 0, 1)
+    return measurement, *_predict(job, model, measurement)
 
 
 def _inputs(job: Job, page: Page, workload: Workload) -> SourcedInputs:
@@ -233,20 +246,27 @@ def _since(measurement: Measurement, epoch_ns: int) -> Measurement:
 
 
 def _predict(job: Job, model: nn.Module, measurement: Measurement) -> tuple[PredictedRun, list[str]]:
-    """Predict if the model's modules are the ones that the analytic engine knows."""
-    live = {path for path, _ in model.named_modules()}
-    unknown = [node.module_path for node in module_tree(job.config) if node.module_path not in live]
+    """Predict if the model has all modules that the formulas are for."""
+    analytic_model = deepseek_ocr(job.config)
+    live = {path: type(module).__name__ for path, module in model.named_modules()}
+    layers = analytic_model.family.mapped(job.config, live)
+    unknown = [node.module_path for node in analytic_model.tree if node.module_path not in live]
     if unknown:
         note = f"nothing is predicted: the model lacks {len(unknown)} of the expected modules, such as {unknown[0]!r}"
-        return nothing_predicted(), [note]
-    dtype = str(job.dtype).removeprefix("torch.")
-    predicted = predict_pages(
-        job.config, measurement.pages, hardware=job.hardware, attention=job.attention, dtype=dtype
-    )
-    return predicted, []
+        return nothing_predicted(layers), [note]
+    policy = Policy(dtype=str(job.dtype).removeprefix("torch."), attention=job.attention)
+    return predict_pages(analytic_model, measurement.pages, hardware=job.hardware, policy=policy, layers=layers), []
 
 
-def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: PredictedRun, notes: list[str]) -> None:
+def write_run(
+    writer: RunWriter,
+    job: Job,
+    measurement: Measurement,
+    predicted: PredictedRun,
+    notes: list[str],
+    *,
+    stage2: Stage2 | None = None,
+) -> None:
     """Join everything into the run's tables, check the invariants, and write."""
     modules = measurement.modules.to_pandas()
     modules["analytic_layer"] = modules["module_path"].map(predicted.layers)
@@ -260,29 +280,31 @@ def write_run(writer: RunWriter, job: Job, measurement: Measurement, predicted: 
         "kernels": measurement.kernels,
         "predictions": predicted.modules,
         "attribution": attribution_table(modules, calls, scaled, predicted.modules),
-        "operators": operators_table(scaled, predicted.categories),
-        "memory": memory_table(modules, predicted.modules, predicted.weights),
+        "operators": operators_table(scaled, predicted.categories, unmapped_paths(modules)),
+        "memory": memory_table(modules, predicted.modules, predicted.weights, measurement.memory),
         "pages": pages_table(measurement.pages, scaled, predicted.stages),
     }
     conserved = check_run(
         {"attribution": tables["attribution"], "kernels": kernels},
         predicted.model_flops() if len(predicted.stages) else None,
     )
-    for name, rows in tables.items():
+    for name, rows in (tables | (stage2.tables if stage2 else {})).items():
         writer.table(name, rows)
+    unmapped = unmapped_classes(modules, tables["attribution"])
     content = manifest(
         job,
         measurement,
         tables["attribution"],
+        unmapped=unmapped,
         conserved=conserved,
-        notes=[*measurement.notes, *notes],
+        notes=[*measurement.notes, *notes, *unmapped_note(unmapped), *(stage2.notes if stage2 else ())],
         command=sys.argv,
         environment={
             "versions": versions(),
             "git_commit": git_commit(),
             "device": device_properties(job.device),
         },
-    )
+    ) | {"stage2": stage2.summary if stage2 else None}
     writer.manifest(content)
     writer.text(
         "report.md",

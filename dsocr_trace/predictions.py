@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 
 from analytic.cost import COST_COLUMNS, MODEL_DTYPES
+from analytic.families.base import OTHER
 from analytic.predict import category_rows, module_rows, predict, stage_rows
 from analytic.routing import Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from analytic.hardware import Hardware
     from analytic.layers.base import Policy
     from analytic.model import Model
+    from analytic.predict import Prediction
     from stage_runners.measurement import PageMeasurement, RoutingCounts
 
 _SUMS = ["calls", *COST_COLUMNS, "predicted_device_ns", "predicted_ns"]
@@ -36,7 +38,7 @@ class PredictedRun:
     stages
         For each page and stage the sums over the model.
     layers
-        Analytic layer of each module path.
+        Analytic layer of each module path, or ``other``.
     weights
         Bytes of the parameters that each module path owns itself.
     """
@@ -44,7 +46,7 @@ class PredictedRun:
     modules: pd.DataFrame
     categories: pd.DataFrame
     stages: pd.DataFrame
-    layers: dict[str, str]
+    layers: Mapping[str, str]
     weights: dict[str, int]
 
     def model_flops(self) -> dict[str, int]:
@@ -54,9 +56,16 @@ class PredictedRun:
 
 
 def predict_pages(
-    model: Model, pages: Sequence[PageMeasurement], *, hardware: Hardware, policy: Policy
+    model: Model,
+    pages: Sequence[PageMeasurement],
+    *,
+    hardware: Hardware,
+    policy: Policy,
+    layers: Mapping[str, str],
 ) -> PredictedRun:
     """Predict every page with its measured routing and its real length, and add them up.
+
+    Nothing is predicted for modules that no layer stands for.
 
     Parameters
     ----------
@@ -68,6 +77,8 @@ def predict_pages(
         Device to predict for.
     policy
         How the model ran.
+    layers
+        Layer that stands for each live module, by path (`analytic.families.base.ModelFamily.mapped`).
     """
     modules, categories, stages = [], [], []
     for number, page in enumerate(pages):
@@ -79,6 +90,7 @@ def predict_pages(
             routing=measured_routing(page.routing),
             new_tokens=len(page.tokens),
         )
+        prediction = _of_known(prediction, layers)
         modules.append(pd.DataFrame(attrs.asdict(row) for row in module_rows(prediction)))
         categories.append(pd.DataFrame(attrs.asdict(row) for row in category_rows(prediction)))
         stages.append(pd.DataFrame(attrs.asdict(row) for row in stage_rows(prediction)).assign(page=number))
@@ -93,13 +105,24 @@ def predict_pages(
         modules=merged.reset_index(),
         categories=by_category[["predicted_ns", "flops", "bytes"]].sum().reset_index(),
         stages=pd.concat(stages),
-        layers={node.module_path: node.analytic_layer for node in model.tree},
+        layers=layers,
         weights={node.module_path: node.parameter_count * MODEL_DTYPES[policy.dtype].bytes for node in model.tree},
     )
 
 
-def nothing_predicted() -> PredictedRun:
-    """For a model whose modules the analytic engine does not know."""
+def _of_known(prediction: Prediction, layers: Mapping[str, str]) -> Prediction:
+    """The prediction without the modules that no layer stands for."""
+    known = {path for path, layer in layers.items() if layer != OTHER}
+    calls = {key: count for key, count in prediction.work.calls.items() if key[1] in known}
+    return attrs.evolve(
+        prediction,
+        work=attrs.evolve(prediction.work, calls=calls),
+        operations=tuple(row for row in prediction.operations if row.operation.module_path in known),
+    )
+
+
+def nothing_predicted(layers: Mapping[str, str]) -> PredictedRun:
+    """For a model that lacks modules which the formulas are for; `layers` stand for those that it has."""
     columns = ["stage", "module_path", *_SUMS, "activation_peak_bytes", "predicted_host_ns", "bound", "source"]
     return PredictedRun(
         modules=pd.DataFrame(columns=columns),
@@ -107,7 +130,7 @@ def nothing_predicted() -> PredictedRun:
             columns=["stage", "module_path", "operator_category", "predicted_ns", "flops", "bytes"]
         ),
         stages=pd.DataFrame(columns=["page", *columns]),
-        layers={},
+        layers=layers,
         weights={},
     )
 

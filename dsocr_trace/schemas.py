@@ -125,7 +125,35 @@ PAGES: Final = pa.schema(
     ]
 )
 
-#: Every table of a run directory, by its file's name.
+#: One row per (stage, module): calls in Stage 1's traced pass, NVTX ranges in Stage 2's recording. The last four cover
+#: the forwards that Stage 1 profiled, and are null where no device work was recorded.
+STAGE2: Final = pa.schema(
+    [
+        *_text("stage", "module_path"),
+        *_whole("calls", "ranges"),
+        pa.field("agrees", pa.bool_()),
+        *_whole("stage1_event_count", "stage2_event_count", "stage1_self_ns", "stage2_self_ns"),
+    ]
+)
+
+#: One row per launch that Nsight Compute measured; shares are of 1.
+COUNTERS: Final = pa.schema(
+    [
+        *_text("name"),
+        *_whole("launch"),
+        *_text("module_path"),
+        *_whole("traced_ns", "duration_ns", "dram_read_bytes", "dram_written_bytes"),
+        *_real("dram_share_of_peak", "sm_share_of_peak", "tensor_pipe_share_of_peak", "occupancy"),
+    ]
+)
+
+#: ``kernels`` of a trace that another tool recorded: ``call_id`` is the range, ``pass`` always "recorded".
+RECORDED_KERNELS: Final = pa.schema([*KERNELS, pa.field("attribution_note", pa.string())])
+
+#: Tables that only Stage 2 writes, by their file's name.
+STAGE2_TABLES: Final = {"stage2": STAGE2, "counters": COUNTERS}
+
+#: Every table that each run directory has, by its file's name.
 TABLES: Final = {
     "modules": MODULES,
     "calls": CALLS,

@@ -10,6 +10,7 @@ import attrs
 
 from analytic.config import DEFAULT_VARIANT
 from analytic.errors import DsocrTraceError, InputError
+from analytic.families.base import OTHER
 from analytic.layers.base import Policy
 from analytic.model import STAGES, deepseek_ocr, operations
 from dsocr_trace.verify_targets import chosen_targets
@@ -133,17 +134,28 @@ class Verification:
         The first `MOST_LISTED` figures that differ.
     operators_without_reference
         Operators without tensor FLOPs, which the counter cannot see: ``module class.operator``.
+    counted_flops
+        All FLOPs that were counted, each workload once.
+    other_flops
+        Those of them in modules that no layer stands for, by class of the module.
     """
 
     workloads: dict[str, int]
     rows: tuple[Row, ...]
     differences: tuple[Figure, ...]
     operators_without_reference: tuple[str, ...]
+    counted_flops: int = 0
+    other_flops: dict[str, int] = attrs.field(factory=dict)
 
     @property
     def holds(self) -> bool:
-        """Whether no figure differs."""
-        return not any(row.different for row in self.rows)
+        """Whether no figure differs, and nothing was counted that no layer stands for."""
+        return not any(row.different for row in self.rows) and not any(self.other_flops.values())
+
+    @property
+    def other_shares(self) -> dict[str, float]:
+        """Share of `other_flops` of all that was counted."""
+        return {name: flops / max(self.counted_flops, 1) for name, flops in self.other_flops.items()}
 
     def counts(self, target: str) -> dict[str, int]:
         """How many figures of a target are equal, different and without a reference."""
@@ -189,6 +201,8 @@ def verify(options: VerifyOptions, progress: Progress) -> Verification:
         rows=tuple(sorted(tally.rows, key=lambda row: (order.index(row.target), STAGES.index(row.stage)))),
         differences=tuple(tally.differences),
         operators_without_reference=tuple(sorted(bench.unseen)),
+        counted_flops=bench.counted_flops,
+        other_flops=bench.other_flops,
     )
 
 
@@ -226,7 +240,12 @@ class _Bench:
         self._models: dict[str, nn.Module] = {}
         self.unseen: set[str] = set()
         self.classes = {path: type(module).__name__ for path, module in self._model(self._attention).named_modules()}
-        _check_known(deepseek_ocr(self._config), self.classes)
+        self._formulas = deepseek_ocr(self._config)
+        _check_known(self._formulas, self.classes)
+        layers = self._formulas.family.mapped(self._config, self.classes)
+        self._unmapped = {path for path, layer in layers.items() if layer == OTHER}
+        self.counted_flops = 0
+        self.other_flops = dict.fromkeys((self.classes[path] for path in layers if path in self._unmapped), 0)
 
     def jobs(self, name: str, target: Target) -> Iterator[_Job]:
         """What a target runs; Llama's attention in both of its forms, unless one was asked for."""
@@ -239,7 +258,7 @@ class _Bench:
         """Evaluate the formulas of a job, and count it."""
         workload, lengths = job.case.workload, job.case.kv_lengths
         policy = Policy(attention=job.attention)
-        work = operations(deepseek_ocr(self._config), workload, policy=policy, kv_lengths=lengths)
+        work = operations(self._formulas, workload, policy=policy, kv_lengths=lengths)
         try:
             reference = count_flops(
                 self._model(job.attention),
@@ -253,6 +272,10 @@ class _Bench:
             if not self._options.trust_remote_code or isinstance(error, DsocrTraceError):
                 raise
             raise own_code_failure(error, "the meta device") from error
+        for (_, path), flops in reference.flops.items():
+            self.counted_flops += flops
+            if path in self._unmapped:
+                self.other_flops[self.classes[path]] += flops
         return _Compared(self._analytic(work), reference)
 
     def _model(self, attention: str) -> nn.Module:
@@ -268,6 +291,8 @@ class _Bench:
     def _analytic(self, work: Work) -> CountedFlops:
         flops: Flops = Counter()
         for operation in work.operations:
+            if operation.module_path in self._unmapped:
+                continue
             flops[operation.stage, operation.module_path] += operation.cost.tensor_flops
             if not operation.cost.tensor_flops:
                 self.unseen.add(f"{self.classes[operation.module_path]}.{operation.name}")

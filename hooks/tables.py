@@ -53,7 +53,8 @@ CALLGRAPH: Final = pa.schema(
 )
 
 #: One row per thing that the device did. On a CPU (``cpu_op``) ``duration_ns`` is the operator's self time: its
-#: children are rows of their own. ``launch_ns`` and ``launch_thread`` are the host call that caused the row.
+#: children are rows of their own. ``launch_ns``, ``launch_thread`` and ``process`` are the host call that caused the
+#: row; the last two by the operating system's ids.
 EVENTS: Final = pa.schema(
     [
         pa.field("event_id", pa.int64(), nullable=False),
@@ -65,6 +66,7 @@ EVENTS: Final = pa.schema(
         pa.field("stream", pa.int64()),
         pa.field("launch_ns", pa.int64()),
         pa.field("launch_thread", pa.int64()),
+        pa.field("process", pa.int64()),
         pa.field("correlation_id", pa.int64()),
         pa.field("graph_node_id", pa.int64()),
     ]
@@ -75,6 +77,7 @@ KERNELS: Final = pa.schema(
     [
         *EVENTS,
         pa.field("operator_category", pa.string(), nullable=False),
+        pa.field("kernel_family", pa.string(), nullable=False),
         pa.field("pass", pa.string(), nullable=False),
         pa.field("page", pa.int64()),
         pa.field("stage", pa.string(), nullable=False),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from analytic.workload import Workload
+    from stage_runners.telemetry import DeviceState
 
 
 @attrs.frozen
@@ -82,6 +83,22 @@ class ClockReport:
     drift_ns: int
 
 
+@attrs.frozen
+class MeasuredMemory:
+    """Memory by (stage, module path), in bytes.
+
+    Attributes
+    ----------
+    cache_growth_bytes
+        By how much the key-value cache grew; only modules that fill it.
+    activation_peak_bytes
+        Most that a call held beyond what was held when it began; empty where that cannot be measured.
+    """
+
+    cache_growth_bytes: dict[tuple[str, str], int]
+    activation_peak_bytes: dict[tuple[str, str], int]
+
+
 @attrs.frozen(eq=False)
 class Measurement:
     """All that one in-process run yields; times are ns of `time.perf_counter_ns`.
@@ -92,6 +109,12 @@ class Measurement:
         Tables of the schemas in `hooks.tables`; the call graph counts the calls of the first traced generation.
     outside_windows
         Profiled events that belong to the measuring itself, not to the generation; left out of `kernels`.
+    memory
+        Of all pages together.
+    device_state
+        How the GPU was doing; None on a CPU, or where no driver answers.
+    peak_device_bytes
+        Peak of torch's allocator since the process began; None on a CPU.
     """
 
     modules: pa.Table
@@ -102,4 +125,6 @@ class Measurement:
     clock: ClockReport
     outside_windows: int
     notes: tuple[str, ...]
+    memory: MeasuredMemory
+    device_state: DeviceState | None
     peak_device_bytes: int | None

@@ -8,6 +8,7 @@ call "lasts" is what was counted in it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,15 +24,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from analytic.config import read_config_json
 from analytic.errors import InputError
 from hooks.errors import TraceError
 from hooks.tracer import PositionStages, Tracer
 from stage_runners.deepseek_ocr import DeepseekOCRForCausalLM
-from stage_runners.loading import default_dtype, model_config
+from stage_runners.loading import BUILTIN, default_dtype, model_config
 from stage_runners.stage1 import VISION_SUBTREES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -68,7 +70,7 @@ def sketch_model(source: str, *, variant: str, attention: str, trust_remote_code
     Parameters
     ----------
     source
-        ``"builtin"``, or a checkpoint directory.
+        ``"builtin"``, or a checkpoint directory: of DeepSeek-OCR, or of an architecture that transformers itself has.
     variant
         Which built-in variant; only with ``"builtin"``.
     attention
@@ -84,6 +86,9 @@ def sketch_model(source: str, *, variant: str, attention: str, trust_remote_code
     if attention not in REFERENCE_ATTENTIONS:
         choices = ", ".join(REFERENCE_ATTENTIONS)
         raise InputError(f"attention {attention!r} has no reference; choose one of {choices} with --attention")
+    published = None if source == BUILTIN or trust_remote_code else _published_class(Path(source))
+    if published is not None:
+        return _sketch_published(published, Path(source), attention)
     config = model_config(source, variant=variant)
     dtype = default_dtype(config)
     if trust_remote_code:
@@ -92,6 +97,27 @@ def sketch_model(source: str, *, variant: str, attention: str, trust_remote_code
         model = DeepseekOCRForCausalLM(config, attention=attention)
     # Buffers are made on the CPU.
     return model.to(META, dtype).eval()
+
+
+def _published_class(directory: Path) -> Any:
+    """The class of transformers that a checkpoint names; None if it has none of that name."""
+    architectures = read_config_json(directory).get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _sketch_published(published: Any, directory: Path, attention: str) -> nn.Module:
+    try:
+        config = published.config_class.from_pretrained(directory, local_files_only=True)
+        with META:
+            model: nn.Module = published._from_config(config, attn_implementation=attention)  # noqa: SLF001  as Auto does
+    except Exception as error:  # what transformers raises on an odd configuration is not known
+        raise InputError(
+            f"{directory}/config.json does not make a {published.__name__} of transformers {transformers.__version__}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}; give another checkpoint with --model DIR"
+        ) from error
+    return model.to(META).eval()
 
 
 def _sketch_remote_code(directory: Path, dtype: torch.dtype, attention: str) -> nn.Module:
@@ -139,6 +165,44 @@ def count_flops(
     TraceError
         If something was counted outside of any module.
     """
+    tokens = [prefill[layer][0] for layer in sorted(prefill)]
+    tokens += [decode[layer][step] for step in range(len(kv_lengths)) for layer in sorted(decode)]
+    dtype = next(model.parameters()).dtype
+    arguments = _arguments(workload, dtype)
+    step = arguments | {"input_ids": arguments["input_ids"][:, :1]}
+    shape = (workload.batch_size, config.kv_heads, config.head_dim)
+    return count_forwards(
+        model,
+        itertools.chain(
+            [arguments | {"past_key_values": DynamicCache()}],
+            (
+                step | {"past_key_values": filled_cache(config.layers, shape, length - 1, dtype)}
+                for length in kv_lengths
+            ),
+        ),
+        expert_counts=(row.tolist() for row in tokens),
+    )
+
+
+def count_forwards(
+    model: nn.Module, forwards: Iterable[Mapping[str, Any]], *, expert_counts: Iterable[list[int]] = ()
+) -> CountedFlops:
+    """Count forwards of any causal language model: prefills and decode steps, as their number of positions says.
+
+    Parameters
+    ----------
+    model
+        On the meta device, from `sketch_model`.
+    forwards
+        Arguments of each forward, made when it is its turn; ``use_cache`` is added.
+    expert_counts
+        Tokens of each expert, in the order in which the mixture-of-experts layers run.
+
+    Raises
+    ------
+    TraceError
+        If something was counted outside of any module.
+    """
     counter = FlopCounterMode(display=False)
     paths = {path for path, _ in model.named_modules()}
     tracer = Tracer(
@@ -147,18 +211,11 @@ def count_flops(
         stage_of_subtree={path: "vision" for path in VISION_SUBTREES if path in paths},
         clock=counter.get_total_flops,
     )
-    forwards = [prefill[layer][0] for layer in sorted(prefill)]
-    forwards += [decode[layer][step] for step in range(len(kv_lengths)) for layer in sorted(decode)]
-    dtype = next(model.parameters()).dtype
-    arguments = _arguments(workload, dtype)
     # Standard output is for the result, whatever the model's code prints.
     quiet = contextlib.redirect_stdout(sys.stderr)
-    with torch.no_grad(), quiet, sketched_values(row.tolist() for row in forwards), counter, tracer:
-        model(**arguments, past_key_values=DynamicCache(), use_cache=True)
-        for length in kv_lengths:
-            step = arguments | {"input_ids": arguments["input_ids"][:, :1]}
-            cache = _filled_cache(config, (workload.batch_size, length - 1), dtype)
-            model(**step, past_key_values=cache, use_cache=True)
+    with torch.no_grad(), quiet, sketched_values(iter(expert_counts)), counter, tracer:
+        for arguments in forwards:
+            model(**arguments, use_cache=True)
     return _own(tracer, counter.get_total_flops())
 
 
@@ -194,12 +251,24 @@ def _arguments(workload: Workload, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _filled_cache(config: DecoderConfig, shape: tuple[int, int], dtype: torch.dtype) -> DynamicCache:
-    """Build a cache of `shape` (batch, positions)."""
+def filled_cache(layers: int, shape: tuple[int, int, int], positions: int, dtype: torch.dtype) -> DynamicCache:
+    """Build a cache without values.
+
+    Parameters
+    ----------
+    layers
+        Layers of the decoder.
+    shape
+        Batch size, key-value heads and width of a head.
+    positions
+        Positions that it holds.
+    dtype
+        Type of keys and values.
+    """
     cache = DynamicCache()
-    batch, positions = shape
-    block = torch.empty(batch, config.kv_heads, positions, config.head_dim, dtype=dtype, device=META)
-    for layer in range(config.layers):
+    batch, heads, width = shape
+    block = torch.empty(batch, heads, positions, width, dtype=dtype, device=META)
+    for layer in range(layers):
         cache.update(block, block, layer)
     return cache
 

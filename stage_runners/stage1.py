@@ -3,7 +3,8 @@
 Each page goes through three passes. *plain*: a prefill without wrappers or profiler, which also warms up. *traced*:
 one unmodified greedy generation under the tracer; all wall times come from it. *profiled*: the prefill again, and
 sampled decode steps again, with the profiler on; all events come from it. Sampled steps are also run in pairs,
-plain and traced, which gives the tracer's overhead. Every repetition must choose the token that the generation chose.
+plain and traced, which gives the tracer's overhead. On a GPU a prefill and the last decode steps run once more for the
+memory of each module. Every repetition must choose the token that the generation chose.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from hooks.capture import EventCapture
 from hooks.errors import TraceError
 from hooks.tracer import Label, PositionStages, Tracer
 from stage_runners.generate import Generation
-from stage_runners.measurement import ClockReport, Measurement, PageMeasurement, Repeat, StepPair
+from stage_runners.measurement import (
+    ClockReport,
+    MeasuredMemory,
+    Measurement,
+    PageMeasurement,
+    Repeat,
+    StepPair,
+)
+from stage_runners.memory import CacheRecorder, CudaAllocator, PeakClock, combined, module_peaks
 from stage_runners.routing import RoutingRecorder
+from stage_runners.telemetry import DeviceTelemetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +54,8 @@ VISION_SUBTREES: Final = ("model.sam_model", "model.vision_model", _PROJECTOR)
 TRACED: Final = "traced"
 
 _OVERHEAD_PAIRS: Final = 40
+#: The last ones: the longer the cache, the larger the copy that a step makes of it.
+_MEMORY_STEPS: Final = 3
 DEFAULT_PROFILED_STEPS: Final = 16
 
 
@@ -115,11 +127,11 @@ def run_stage1(
     runner = _Runner(model, decoder, options, progress)
     try:
         # Standard output is for the run's result; the published code prints shapes there.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), DeviceTelemetry(runner.device) as telemetry:
             measured = tuple(runner.measure(index, page) for index, page in enumerate(pages))
     finally:
         runner.tracer.remove()
-    return runner.result(measured)
+    return runner.result(measured, telemetry)
 
 
 class _Runner:
@@ -127,28 +139,32 @@ class _Runner:
 
     def __init__(self, model: nn.Module, decoder: DecoderConfig, options: Stage1Options, progress: Progress) -> None:
         self._model, self._decoder, self._options, self._progress = model, decoder, options, progress
-        self._device = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         self._routing = RoutingRecorder(model, decoder.routed_experts)
+        self._cache = CacheRecorder(model)
         self._vision_ends: list[int] = []
         paths = {path for path, _ in model.named_modules()}
-        observers = dict(self._routing.observers)
+        observers = self._routing.observers | self._cache.observers
         if _PROJECTOR in paths:
             observers[_PROJECTOR] = self._note_vision_end
+        self._stage_of_subtree = {path: "vision" for path in VISION_SUBTREES if path in paths}
         self.tracer = Tracer(
             model,
             detector=PositionStages(),
-            stage_of_subtree={path: "vision" for path in VISION_SUBTREES if path in paths},
+            stage_of_subtree=self._stage_of_subtree,
             nvtx=options.nvtx,
             observers=observers,
         )
         self._events: list[tuple[int, pa.Table]] = []
         self._clocks: list[ClockAlignment] = []
+        self._memory: list[MeasuredMemory] = []
+        self._peak_device_bytes = 0
         self._outside_windows = 0
 
     def _note_vision_end(self, _: object) -> None:
         """Note when a view's features are there; a GPU is waited for, else its vision work would count as prefill."""
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         self._vision_ends.append(time.perf_counter_ns())
 
     def measure(self, index: int, page: SourcedInputs) -> PageMeasurement:
@@ -157,7 +173,7 @@ class _Runner:
         plain = Generation(self._model, page.inputs)
         plain.start()
         first, walls = self._traced(index, 0, page.inputs)
-        routing = self._routing.counts()
+        routing, cache_growth = self._routing.counts(), self._cache.growth()
         generations, repeats = [first], [walls]
         for repeat in range(1, self._options.repeats):
             generation, walls = self._traced(index, repeat, page.inputs)
@@ -169,6 +185,7 @@ class _Runner:
             for step, token in enumerate(generation.tokens):
                 self._check("when repeated", step, token, tokens)
         pairs = self._paired_steps(first.fork(), index, tokens)
+        self._memory.append(MeasuredMemory(cache_growth, self._activation_peaks(first, page.inputs, tokens)))
         profiled = self._profiled(first, index, page.inputs, tokens)
         return PageMeasurement(
             name=page.name,
@@ -188,6 +205,7 @@ class _Runner:
     def _traced(self, page: int, repeat: int, inputs: ModelInputs) -> tuple[Generation, Repeat]:
         """The generation itself: prefill and every decode step under the tracer."""
         self._routing.clear()
+        self._cache.clear()
         self._vision_ends.clear()
         self.tracer.label = Label(TRACED if repeat == 0 else f"{TRACED}-{repeat + 1}", page)
         generation = Generation(self._model, inputs)
@@ -245,14 +263,14 @@ class _Runner:
         """Prefill and sampled decode steps again, with the profiler on."""
         self.tracer.label = Label("profiled", page)
         self._progress("profile: vision and prefill", 0, 1)
-        with self.tracer, EventCapture(self._device) as capture, capture.window():
+        with self.tracer, EventCapture(self.device) as capture, capture.window():
             token = Generation(self._model, inputs).start()
         self._keep(page, capture)
         self._check("under the profiler", 0, token, tokens)
         steps = spread(len(tokens) - 1, self._options.profiled_steps)
         if not steps:
             return ()
-        with self.tracer, EventCapture(self._device) as capture:
+        with self.tracer, EventCapture(self.device) as capture:
             for done, step in enumerate(reversed(steps)):
                 self._progress("profile: decode steps", done, len(steps))
                 generation.rewind(step)
@@ -261,6 +279,32 @@ class _Runner:
                 self._check("under the profiler", step, token, tokens)
         self._keep(page, capture)
         return steps
+
+    def _activation_peaks(
+        self, generation: Generation, inputs: ModelInputs, tokens: tuple[int, ...]
+    ) -> dict[tuple[str, str], int]:
+        """Prefill and the last decode steps again, reading the allocator at both ends of every call; only on a GPU."""
+        if self.device.type != "cuda":
+            return {}
+        self._progress("memory: prefill and decode steps", 0, 1)
+        self._note_peak()
+        clock = PeakClock(CudaAllocator(self.device))
+        with Tracer(
+            self._model, detector=PositionStages(), stage_of_subtree=self._stage_of_subtree, clock=clock
+        ) as tracer:
+            token = Generation(self._model, inputs).start()
+            self._check("while memory was measured", 0, token, tokens)
+            steps = range(1, len(tokens))[-_MEMORY_STEPS:]
+            twin = generation.fork()
+            if steps:
+                twin.rewind(steps[0])
+            for step in steps:
+                self._check("while memory was measured", step, twin.advance(), tokens)
+        return module_peaks(tracer.calls(), clock)
+
+    def _note_peak(self) -> None:
+        """Keep the allocator's peak, which the measuring of memory resets."""
+        self._peak_device_bytes = max(self._peak_device_bytes, torch.cuda.max_memory_allocated(self.device))
 
     def _keep(self, page: int, capture: EventCapture) -> None:
         self._events.append((page, capture.events))
@@ -275,8 +319,10 @@ class _Runner:
                 "the run is not repeatable on this device, so its passes cannot be joined; try --dtype fp32"
             )
 
-    def result(self, pages: tuple[PageMeasurement, ...]) -> Measurement:
+    def result(self, pages: tuple[PageMeasurement, ...], telemetry: DeviceTelemetry) -> Measurement:
         """Join the passes into tables."""
+        if self.device.type == "cuda":
+            self._note_peak()
         calls = self.tracer.calls()
         profiled = calls.filter(pc.equal(calls["pass"], "profiled"))
         kernels = pa.concat_tables(
@@ -296,8 +342,10 @@ class _Runner:
                 drift_ns=max(clock.drift_ns for clock in self._clocks),
             ),
             outside_windows=self._outside_windows,
-            notes=tuple(self.tracer.notes),
-            peak_device_bytes=(torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None),
+            notes=(*self.tracer.notes, *telemetry.notes()),
+            memory=combined(self._memory),
+            device_state=telemetry.state,
+            peak_device_bytes=self._peak_device_bytes if self.device.type == "cuda" else None,
         )
 
 

@@ -55,7 +55,7 @@ def variable(name: str) -> str:
     return match[1]
 
 
-@pytest.mark.parametrize("name", ["run", "test", "lint", "docs"])
+@pytest.mark.parametrize("name", ["run", "test", "lint", "docs", "nsys"])
 def test_a_pixi_task_runs_what_the_make_target_runs(name: str) -> None:
     task = PIXI["tasks"][name]
     task = {"cmd": task, "depends-on": []} if isinstance(task, str) else task

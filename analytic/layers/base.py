@@ -156,12 +156,15 @@ class Tape:
         Forward calls by module path.
     operators
         Operators by module path and name.
+    sequence
+        Everything in the order in which it happens: calls of modules, as None, and what they run.
     """
 
     policy: Policy
     folded: bool = False
     calls: dict[str, Size] = attrs.field(factory=dict)
     operators: dict[tuple[str, str], OperatorRuns] = attrs.field(factory=dict)
+    sequence: list[tuple[str, Size, Steps | None]] = attrs.field(factory=list)
 
     def at(self, path: str, forwards: Size) -> Scope:
         """Scope of the module at `path`, without counting a call of it."""
@@ -170,6 +173,7 @@ class Tape:
     def enter(self, forwards: Size) -> Scope:
         """Scope of the root, called in all `forwards`."""
         self.calls[""] = forwards
+        self.sequence.append(("", forwards, None))
         return self.at("", forwards)
 
 
@@ -191,6 +195,7 @@ class Scope:
         path = f"{self.path}.{name}" if self.path else name
         count = self.forwards if forwards is None else forwards
         self.tape.calls[path] = self.tape.calls.get(path, 0) + count
+        self.tape.sequence.append((path, count, None))
         return Scope(self.tape, path, count)
 
     def each(self, name: str, layers: LayerList[SomeLayer]) -> Iterator[tuple[Scope, int, SomeLayer]]:
@@ -209,3 +214,4 @@ class Scope:
         if key not in self.tape.operators:
             self.tape.operators[key] = OperatorRuns(category, (dtype or self.dtype).name)
         self.tape.operators[key].runs.append((self.forwards, steps))
+        self.tape.sequence.append((self.path, self.forwards, steps))

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Linear(Layer):
-    """Matrix product with a weight."""
+    """Matrix product with a weight.
+
+    Attributes
+    ----------
+    in_features, out_features
+        Sizes of the weight.
+    bias
+        Whether a bias is added.
+    """
 
     in_features: int
     out_features: int
@@ -34,7 +42,19 @@ class Linear(Layer):
 
 @attrs.frozen
 class Conv2d(Layer):
-    """Convolution with a square kernel."""
+    """Convolution with a square kernel.
+
+    Attributes
+    ----------
+    in_channels, out_channels
+        Channels before and after.
+    kernel
+        Side of the kernel.
+    stride, padding
+        Steps and border in pixels.
+    bias
+        Whether a bias is added.
+    """
 
     in_channels: int
     out_channels: int
@@ -69,7 +89,13 @@ class Conv2d(Layer):
 
 @attrs.frozen
 class LayerNorm(Layer):
-    """Layer normalisation of vectors."""
+    """Layer normalisation of vectors.
+
+    Attributes
+    ----------
+    width
+        Elements of a vector.
+    """
 
     width: int
 
@@ -84,7 +110,13 @@ class LayerNorm(Layer):
 
 @attrs.frozen
 class LayerNorm2d(Layer):
-    """Layer normalisation over the channels of images."""
+    """Layer normalisation over the channels of images.
+
+    Attributes
+    ----------
+    channels
+        Channels that are normalised together.
+    """
 
     channels: int
 
@@ -99,7 +131,13 @@ class LayerNorm2d(Layer):
 
 @attrs.frozen
 class RmsNorm(Layer):
-    """Root-mean-square norm of vectors."""
+    """Root-mean-square norm of vectors.
+
+    Attributes
+    ----------
+    width
+        Elements of a vector.
+    """
 
     width: int
 
@@ -114,7 +152,15 @@ class RmsNorm(Layer):
 
 @attrs.frozen
 class Embedding(Layer):
-    """Table of vectors, looked up by id."""
+    """Table of vectors, looked up by id.
+
+    Attributes
+    ----------
+    entries
+        Vectors in the table.
+    width
+        Elements of a vector.
+    """
 
     entries: int
     width: int

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ClipEmbeddings(Layer):
-    """Class token and position table around ready-made patch features. Its own patch embedding is never called."""
+    """Class token and position table around ready-made patch features. Its own patch embedding is never called.
+
+    Attributes
+    ----------
+    width
+        Elements of a position's vector.
+    """
 
     width: int
     patch_embedding: Conv2d
@@ -33,6 +39,7 @@ class ClipEmbeddings(Layer):
     def forward(self, at: Scope, images: int, side: int) -> None:
         """Apply to feature maps of `side` times `side` positions."""
         tokens = (1 + side * side) * self.width
+        at.op("views", "other", op.view() * 3)
         at.op("class_token_cat", "copy", op.cat(images * tokens, at.dtype, weights=images * self.width))
         table = self.position_embedding.entries
         self.position_embedding.forward(at.child("position_embedding"), table)
@@ -43,13 +50,22 @@ class ClipEmbeddings(Layer):
     def _resize_positions(self, at: Scope, source: int, target: int) -> None:
         cast = op.cast(source, at.dtype, FP32) + op.cast(target, FP32, at.dtype)
         copies = op.copy(source, at.dtype) + op.cat(target + self.width, at.dtype)
+        at.op("position_views", "other", op.view() * 6)
         at.op("position_cast", "copy", cast + copies)
         at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype=FP32)
 
 
 @attrs.frozen
 class ClipAttention(Layer):
-    """Full self-attention."""
+    """Full self-attention.
+
+    Attributes
+    ----------
+    heads
+        Attention heads.
+    head_dim
+        Width of one head.
+    """
 
     heads: int
     head_dim: int
@@ -59,6 +75,7 @@ class ClipAttention(Layer):
     def forward(self, at: Scope, images: int, positions: int) -> None:
         """Attend within each image."""
         self.qkv_proj.forward(at.child("qkv_proj"), images * positions)
+        at.op("views", "other", op.view() * 10)
         at.op("sdpa", "attention", op.sdpa(images * self.heads, positions, positions, self.head_dim, at.dtype))
         self.out_proj.forward(at.child("out_proj"), images * positions)
 
@@ -79,7 +96,13 @@ class ClipMlp(Layer):
 
 @attrs.frozen
 class ClipBlock(Layer):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Attributes
+    ----------
+    width
+        Elements of a position's vector.
+    """
 
     width: int
     self_attn: ClipAttention

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 
@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from analytic.layers.base import Scope, SequenceShape
     from analytic.routing import ExpertLoad
 
+#: Views of attention by how it attends: six that make heads, two of the tables, one that joins the heads; and the
+#: transposed result, or the three transposed operands. In eager attention the operator itself transposes.
+_ATTENTION_VIEWS: Final = {"sdpa": 10, "eager": 9, "flash_attention_2": 12}
+
 
 @attrs.frozen
 class RotaryEmbedding(Layer):
-    """Cosine and sine tables; every layer computes its own."""
+    """Cosine and sine tables; every layer computes its own.
+
+    Attributes
+    ----------
+    half_dim
+        Frequencies: half of a head's width.
+    """
 
     half_dim: int
 
@@ -31,7 +41,17 @@ class RotaryEmbedding(Layer):
 
 @attrs.frozen
 class DecoderAttention(Layer):
-    """Causal self-attention with rotary positions and a key-value cache."""
+    """Causal self-attention with rotary positions and a key-value cache.
+
+    Attributes
+    ----------
+    heads
+        Heads of the queries.
+    kv_heads
+        Heads of keys and values.
+    head_dim
+        Width of one head.
+    """
 
     heads: int
     kv_heads: int
@@ -46,6 +66,7 @@ class DecoderAttention(Layer):
         """Attend from the new positions to all cached ones."""
         for name, layer in (("q_proj", self.q_proj), ("k_proj", self.k_proj), ("v_proj", self.v_proj)):
             layer.forward(at.child(name), shape.rows)
+        at.op("views", "other", op.view() * _ATTENTION_VIEWS[at.tape.policy.attention])
         self.rotary_emb.forward(at.child("rotary_emb"), shape.positions)
         for name, heads in (("rope_query", self.heads), ("rope_key", self.kv_heads)):
             half_dim = self.rotary_emb.half_dim
@@ -117,7 +138,17 @@ SomeMlp = TypeVar("SomeMlp", bound=GatedMlp)
 
 @attrs.frozen
 class Router(Layer):
-    """Softmax over all experts in fp32, of which the best k are kept."""
+    """Softmax over all experts in fp32, of which the best k are kept.
+
+    Attributes
+    ----------
+    width
+        Elements of a token's vector.
+    experts
+        Experts to choose among.
+    choices
+        Experts that each token is sent to, k.
+    """
 
     width: int
     experts: int
@@ -130,6 +161,7 @@ class Router(Layer):
     def forward(self, at: Scope, rows: Size) -> None:
         """Route `rows` vectors."""
         weight = self.experts * self.width
+        at.op("views", "other", op.view() * 2)  # tokens as one matrix, and the weight transposed
         casts = op.cast(rows * self.width, at.dtype, FP32) + op.cast(weight, at.dtype, FP32, weights=weight)
         at.op("cast_to_fp32", "copy", casts)
         if at.dtype == FP32:
@@ -153,8 +185,10 @@ class MixtureOfExperts(Layer):
     def forward(self, at: Scope, rows: Size, load: ExpertLoad) -> None:
         """Apply to `rows` vectors, of which the experts get their `load`."""
         self.gate.forward(at.child("gate"), rows)
+        at.op("views", "other", op.view() * 6)
         self._dispatch(at, rows)
         for number, forwards, tokens in load.groups(at.forwards):
+            attrs.evolve(at, forwards=forwards).op("token_slices", "other", op.view())
             self.experts.layers[number].forward(at.child(f"experts.{number}", forwards), tokens)
         self._combine(at, rows)
         self.shared_experts.forward(at.child("shared_experts"), rows)
@@ -170,7 +204,8 @@ class MixtureOfExperts(Layer):
         at.op("argsort", "routing", op.sort(picks))
         at.op("token_of_pick", "elementwise", op.elementwise(picks, INT64))
         at.op("gather_tokens", "routing", op.gather(picks, self.gate.width, at.dtype))
-        at.op("counts_to_host", "copy", op.copy(experts, INT64))
+        at.op("counts_to_host", "copy", op.to_host(experts, INT64))
+        at.op("expert_loop", "other", op.host_loop(experts))
 
     def _combine(self, at: Scope, rows: Size) -> None:
         """Put the answers back into the tokens' order, weigh them in fp32 and sum them."""

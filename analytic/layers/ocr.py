@@ -61,21 +61,25 @@ class OcrModel(Layer):
         stand for them.
         """
         width = self.norm.width
+        views = page.views if len(page.views) > 1 else page.views * 2
+        for view in views:
+            at.op("image_sums", "reduction", op.reduction(3 * view.count * view.size**2, 1, at.dtype))
+            at.op("sums_to_host", "copy", op.to_host(1, at.dtype))
         for view in page.views:
             self._lay_out(at, view, page)
-        empty_tiles = len(page.views) == 1
-        pixels = 3 * sum(view.count * view.size**2 for view in page.views) * (1 + empty_tiles)
-        at.op("image_sums", "reduction", op.reduction(pixels, 2, at.dtype))
+        at.op("views", "other", op.view())
         at.op("views_cat", "copy", op.cat(page.image_tokens * width, at.dtype, weights=width))
 
     def insert(self, at: Scope, positions: Size, image_tokens: Size) -> None:
         """Put the features of one page into its prompt of that many positions."""
+        at.op("insert_views", "other", op.view() * 3)
         at.op("masked_scatter", "embedding", op.masked_scatter(positions, image_tokens, self.norm.width, at.dtype))
 
     def _lay_out(self, at: Scope, view: View, page: PageLayout) -> None:
         """Join SAM's and CLIP's features, then end every row of tokens with a newline embedding."""
         width, side = self.norm.width, self.sam_model.out_side(view.size)
         tokens = view.count * side * side
+        at.op("layout_views", "other", op.view() * (8 if view.kind == "crops" else 6))
         at.op("features_cat", "copy", op.cat(tokens * self.projector.layers.in_features, at.dtype))
         columns, rows = (page.grid or (1, 1)) if view.kind == "crops" else (1, 1)
         if columns > 1:  # one column of tiles is in reading order already
@@ -87,6 +91,7 @@ class OcrModel(Layer):
         """Run the decoder on new positions."""
         self.embed_tokens.forward(at.child("embed_tokens"), shape.rows)
         at.op("position_ids", "embedding", op.fill(shape.positions, INT64))
+        at.op("position_views", "other", op.view())
         for scope, index, layer in at.each("layers", self.layers):
             layer.forward(scope, shape, index)
         self.norm.forward(at.child("norm"), shape.rows)

@@ -31,6 +31,7 @@ class SamPatchEmbed(Layer):
     def forward(self, at: Scope, images: int, side: int) -> None:
         """Apply to images of `side` pixels."""
         self.proj.forward(at.child("proj"), images, side)
+        at.op("views", "other", op.view())
 
 
 @attrs.frozen
@@ -50,7 +51,17 @@ class SamMlp(Layer):
 
 @attrs.frozen
 class SamAttention(Layer):
-    """Attention over square maps, with decomposed relative positions as a materialised bias."""
+    """Attention over square maps, with decomposed relative positions as a materialised bias.
+
+    Attributes
+    ----------
+    heads
+        Attention heads.
+    head_dim
+        Width of one head.
+    table_side
+        Side of the map that the tables of relative positions were made for.
+    """
 
     heads: int
     head_dim: int
@@ -68,6 +79,7 @@ class SamAttention(Layer):
         positions = side * side
         elements = maps * positions * self.heads * self.head_dim
         self.qkv.forward(at.child("qkv"), maps * positions)
+        at.op("views", "other", op.view() * 43)
         if maps > 1:  # the heads of a single map need no copy
             at.op("qkv_split", "copy", op.copy(3 * elements, at.dtype))
         self._bias(at, maps, side)
@@ -94,13 +106,22 @@ class SamAttention(Layer):
         source = (2 * self.table_side - 1) * self.head_dim
         target = (2 * side - 1) * self.head_dim
         cast = op.cast(source, at.dtype, FP32, weights=source) + op.cast(target, FP32, at.dtype)
+        at.op("rel_pos_views", "other", op.view() * 8)
         at.op("rel_pos_cast", "copy", cast * 2)
         at.op("rel_pos_resize", "elementwise", op.interpolate(source, target, LINEAR_TAPS, FP32) * 2, dtype=FP32)
 
 
 @attrs.frozen
 class SamBlock(Layer):
-    """Transformer block with attention over the whole map, or within padded windows."""
+    """Transformer block with attention over the whole map, or within padded windows.
+
+    Attributes
+    ----------
+    width
+        Elements of a position's vector.
+    window
+        Side of a window in positions; None for attention over the whole map.
+    """
 
     width: int
     window: int | None
@@ -126,12 +147,14 @@ class SamBlock(Layer):
         windows = -(-side // window)
         elements = images * side * side * self.width
         padded = images * (windows * window) ** 2 * self.width
+        at.op("views", "other", op.view() * 6)
         if side % window:
             at.op("window_pad", "copy", op.pad(elements, padded, at.dtype))
         at.op("window_split", "copy", op.copy(padded, at.dtype))
         self.attn.forward(at.child("attn"), images * windows * windows, window)
         at.op("window_merge", "copy", op.copy(padded, at.dtype))
         if side % window:
+            at.op("crop_views", "other", op.view() * 2)
             at.op("window_crop", "copy", op.copy(elements, at.dtype))
 
 
@@ -157,7 +180,15 @@ class SamNeck(Layer):
 
 @attrs.frozen
 class SamEncoder(Layer):
-    """Images to features of a sixteenth of the patches."""
+    """Images to features of a sixteenth of the patches.
+
+    Attributes
+    ----------
+    width
+        Elements of a patch's vector.
+    position_grid
+        Side of the map that the learned positions were made for.
+    """
 
     width: int
     position_grid: int
@@ -182,6 +213,7 @@ class SamEncoder(Layer):
         self.patch_embed.forward(at.child("patch_embed"), images, side)
         patches: int = self.patch_embed.proj.out_side(side)
         self._add_positions(at, images, patches)
+        at.op("views", "other", op.view())
         for scope, _, block in at.each("blocks", self.blocks):
             block.forward(scope, images, patches)
         self.neck.forward(at.child("neck"), images, patches)
@@ -195,6 +227,7 @@ class SamEncoder(Layer):
         resized = patches != self.position_grid
         if resized:
             cast = op.cast(source, at.dtype, FP32, weights=source) + op.cast(target, FP32, at.dtype)
+            at.op("position_views", "other", op.view() * 2)
             at.op("position_cast", "copy", cast)
             at.op("position_resize", "elementwise", op.interpolate(source, target, BICUBIC_TAPS, FP32), dtype=FP32)
         kind = {"shared": target} if resized else {"weights": target}

@@ -23,6 +23,7 @@ from analytic.operators.attention import (
     sdpa_with_bias,
 )
 from analytic.operators.base import Operator, OperatorCall, Steps
+from analytic.operators.host import host_loop, to_host, view
 from analytic.operators.matrix import bmm, conv2d, linear
 from analytic.operators.movement import (
     cast,
@@ -90,6 +91,9 @@ OPERATORS = {
         cast,
         fill,
         pad,
+        view,
+        host_loop,
+        to_host,
     )
 }
 
@@ -112,6 +116,7 @@ __all__ = [
     "fill",
     "gather",
     "gelu",
+    "host_loop",
     "index_put",
     "interpolate",
     "kv_cache_append",
@@ -132,5 +137,7 @@ __all__ = [
     "softmax",
     "sort",
     "swiglu",
+    "to_host",
     "topk",
+    "view",
 ]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from dsocr_trace.commands.common import debug_option, reported
+
+if TYPE_CHECKING:
+    from dsocr_trace.forecast import Forecast
 
 
 @click.command()
 @click.option("--workload", required=True, metavar="ID|FILE.toml", help="What to predict.")
 @click.option("--hardware", required=True, metavar="NAME|FILE.toml", help="For what; see `dsocr-trace list hardware`.")
-@click.option("--variant", metavar="ID", help="Size of the model; the workload names the default.")
+@click.option(
+    "--model",
+    default="builtin",
+    show_default=True,
+    metavar="builtin|DIR",
+    help="The built-in model, or a checkpoint directory of any installed family; its config.json is enough.",
+)
+@click.option("--variant", metavar="ID", help="Size of the built-in model; the workload names the default.")
 @click.option(
     "--set",
     "settings",
@@ -19,9 +32,25 @@ from dsocr_trace.commands.common import debug_option, reported
     help="Change the workload, such as batch_size=4 or crop_grid=2x3; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print stages and modules as one JSON object.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json|FILE.yaml",
+    help="Also write the analytic report, module by module.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing file of --export.")
 @debug_option
 def predict(
-    *, workload: str, hardware: str, variant: str | None, settings: tuple[str, ...], as_json: bool, debug: bool
+    *,
+    workload: str,
+    hardware: str,
+    model: str,
+    variant: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    export: Path | None,
+    force: bool,
+    debug: bool,
 ) -> None:
     """Predict cost and time of a workload on a device, without running it."""
     with reported(debug=debug):
@@ -30,8 +59,27 @@ def predict(
         from dsocr_trace.forecast import predict_words  # noqa: PLC0415
         from dsocr_trace.report.forecast import print_forecast  # noqa: PLC0415
 
-        found = predict_words(workload, hardware, variant=variant, settings=settings)
+        if export is not None:
+            _check_export(export, force=force)
+        found = predict_words(workload, hardware, source=model, variant=variant, settings=settings)
+        if export is not None:
+            _export(found, export, force=force)
         if as_json:
             click.echo(json.dumps(found.summary()))
         else:
             print_forecast(found)
+
+
+def _check_export(path: Path, *, force: bool) -> None:
+    from dsocr_trace.export import check_free, format_of  # noqa: PLC0415
+
+    format_of(path)
+    check_free(path, force=force)
+
+
+def _export(found: Forecast, path: Path, *, force: bool) -> None:
+    from dsocr_trace.export import save_report  # noqa: PLC0415
+    from dsocr_trace.report_builder import forecast_report  # noqa: PLC0415
+
+    save_report(forecast_report(found), path, force=force)
+    click.echo(f"analytic report: {path}", err=True)

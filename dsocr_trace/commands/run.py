@@ -39,7 +39,13 @@ class _StepCount(click.ParamType[int | None]):
     metavar="sdpa|eager|flash_attention_2",
     help="How the decoder attends.  [default: sdpa; eager with --trust-remote-code]",
 )
-@click.option("--stage", "stage", type=click.Choice(["1"]), default="1", show_default=True, help="1: in this process.")
+@click.option(
+    "--stage",
+    type=click.Choice(["1", "2", "all"]),
+    default="1",
+    show_default=True,
+    help="1: in this process. 2: the same, then again under Nsight Systems, which must succeed. all: as far as it can.",
+)
 @click.option(
     "--image",
     "images",
@@ -79,6 +85,11 @@ class _StepCount(click.ParamType[int | None]):
     metavar="N",
     help="Of page, prompt and random weights.",
 )
+@click.option(
+    "--keep-capture/--no-keep-capture",
+    default=None,
+    help="Keep the recording of stage 2.  [default: unless it holds other processes' environments]",
+)
 @click.option("--nvtx/--no-nvtx", default=None, help="NVTX range around every forward.  [default: if a tool listens]")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run the checkpoint's own code: it can do all that your account can."
@@ -87,10 +98,9 @@ class _StepCount(click.ParamType[int | None]):
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
 def run(
-    *, stage: str, profile_steps: int | None, nvtx: bool | None, as_json: bool, quiet: bool, debug: bool, **options: Any
+    *, profile_steps: int | None, nvtx: bool | None, as_json: bool, quiet: bool, debug: bool, **options: Any
 ) -> None:
     """Trace, profile and predict one workload, and write its run directory."""
-    del stage
     with reported(debug=debug):
         from dsocr_trace.pipeline import RunOptions  # noqa: PLC0415
         from dsocr_trace.pipeline import run as run_pipeline  # noqa: PLC0415
@@ -101,6 +111,7 @@ def run(
         with ProgressDisplay(quiet=quiet) as progress:
             path = run_pipeline(resolved, progress)
         _print_run(path, as_json=as_json)
+        _require_stage2(path, options["stage"])
 
 
 def _print_run(path: Path, *, as_json: bool) -> None:
@@ -116,3 +127,16 @@ def _print_run(path: Path, *, as_json: bool) -> None:
         click.echo(json.dumps(summary(str(path), finished.manifest, tables)))
     else:
         print_summary(str(path), finished.manifest, tables)
+
+
+def _require_stage2(path: Path, stage: str) -> None:
+    """Say why Stage 2 has no result; the run stays, and the command fails only where the stage was asked for alone."""
+    from analytic.errors import DsocrTraceError  # noqa: PLC0415
+    from dsocr_trace.store import load  # noqa: PLC0415
+
+    failure = (load(path).manifest["stage2"] or {}).get("failure")
+    if failure is None:
+        return
+    if stage == "2":
+        raise DsocrTraceError(f"no stage 2: {failure}; all else is in {path}")
+    click.echo(f"dsocr-trace: no stage 2: {failure}", err=True)

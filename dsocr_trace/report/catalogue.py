@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from analytic.families.base import OTHER
 from analytic.operators import OPERATORS
 from dsocr_trace.report.console import plain_table, result_console
+from dsocr_trace.report.units import percent
 
 if TYPE_CHECKING:
     from analytic.model import Model
+    from dsocr_trace.live_layers import LiveModel
 
 
 @attrs.frozen
@@ -49,6 +52,33 @@ def print_layers(model: Model) -> None:
     for row in layer_rows(model):
         table.add_row(row.module_class, ", ".join(row.layers), f"{row.instances:,}", f"{row.parameters:,}")
     result_console().print(table)
+
+
+def print_live_layers(model: LiveModel, differences: list[str]) -> None:
+    """Print the classes of a live model, the layers that stand for them, and what changed since the snapshot."""
+    table = plain_table("Module classes of the live model and the layers that stand for them", "Class")
+    table.add_column("Instances", justify="right")
+    table.add_column("Parameters", justify="right")
+    table.add_column("Direct children")
+    table.add_column("Layers")
+    for row in model.classes:
+        shape = row.shape
+        layers = [
+            f"{OTHER} ({percent(own / model.parameters)} of all parameters)" if name == OTHER else name
+            for name, own in row.layers.items()
+        ]
+        children = ", ".join(f"{count:,} {name}" for name, count in shape.children.items())
+        table.add_row(
+            row.module_class, f"{shape.instances:,}", f"{shape.parameters:,}", children or "-", ", ".join(layers)
+        )
+    console = result_console()
+    console.print(table)
+    for line in differences:
+        console.print(line, markup=False, soft_wrap=True)
+    if model.variant is None:
+        console.print("no snapshot of this model family: nothing to compare with")
+    else:
+        console.print(f"differences from the snapshot of {model.variant}: {len(differences) or 'none'}")
 
 
 def print_operators() -> None:

@@ -90,7 +90,10 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
         modules.add_row(
             cost.stage, cost.name, duration(cost.scaled_ns), percent(cost.share), duration(cost.predicted_ns)
         )
-    console.print(stages, modules, _trust(manifest), f"run: {run_dir}", f"report: {run_dir}/report.md", sep="\n")
+    notes = [f"note: {note}" for note in manifest["notes"]]
+    console.print(
+        stages, modules, _trust(manifest), *notes, f"run: {run_dir}", f"report: {run_dir}/report.md", sep="\n"
+    )
 
 
 def _trust(manifest: Mapping[str, Any]) -> str:

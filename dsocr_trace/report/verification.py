@@ -28,6 +28,12 @@ def print_verification(found: Verification) -> None:
             f"counted {figure.reference:,} in {figure.reference_calls}",
             markup=False,
         )
+    for name, flops in found.other_flops.items():
+        console.print(
+            f"other: no formula stands for {name}; counted in it {flops:,} FLOP, {found.other_shares[name]:.2%} of all",
+            style=_STYLES["different"] if flops else None,
+            markup=False,
+        )
     console.print(
         f"no reference for {len(found.operators_without_reference)} operators without tensor FLOPs: "
         f"{', '.join(found.operators_without_reference)}"
@@ -82,4 +88,7 @@ def verification_json(found: Verification) -> dict[str, Any]:
         "rows": [attrs.asdict(row) | {"difference": row.difference, "status": row.status} for row in found.rows],
         "differences": [attrs.asdict(figure) for figure in found.differences],
         "operators_without_reference": list(found.operators_without_reference),
+        "other": {
+            name: {"flops": flops, "share": found.other_shares[name]} for name, flops in found.other_flops.items()
+        },
     }

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from analytic.config import variant_config
-from analytic.model import module_tree, operations
+from analytic.layers.base import Policy
+from analytic.model import deepseek_ocr as analytic_model
+from analytic.model import operations
 from analytic.routing import Routing
 from analytic.workload import Workload
 
@@ -117,7 +119,8 @@ def run(workload: Workload, attention: str, dtype: torch.dtype, backends: list[S
 )
 def test_calls_and_flops_of_every_module(workload: Workload, attention: str) -> None:
     recorder = run(workload, attention, torch.float32, [SDPBackend.MATH])
-    work = operations(TINY, workload, attention=attention, dtype="float32", routing=recorder.routing())
+    policy = Policy(dtype="float32", attention=attention)
+    work = operations(analytic_model(TINY), workload, policy=policy, routing=recorder.routing())
     predicted = Counter()
     for operation in work.operations:
         predicted[operation.stage, operation.module_path] += operation.cost.tensor_flops
@@ -142,7 +145,7 @@ def test_bytes_written_by_every_layer() -> None:
     """Everything that an operator writes is predicted, in bf16 and with fused attention."""
     workload = Workload("crops", 1300, 1300, 7, STEPS + 1, base_size=512, image_size=320)
     recorder = run(workload, "sdpa", torch.bfloat16, [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
-    work = operations(TINY, workload, dtype="bfloat16", routing=recorder.routing())
+    work = operations(analytic_model(TINY), workload, policy=Policy(), routing=recorder.routing())
     layers = {node.module_path: node.analytic_layer for node in work.tree}
     predicted, written = Counter(), Counter()
     for operation in work.operations:
@@ -162,4 +165,4 @@ def test_the_tree_is_that_of_the_model(variant: str) -> None:
         (path, type(module).__name__, {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)})
         for path, module in model.named_modules()
     ]
-    assert [(node.module_path, node.module_class, node.parameters) for node in module_tree(config)] == expected
+    assert [(node.module_path, node.module_class, node.parameters) for node in analytic_model(config).tree] == expected

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from analytic.crops import candidate_grids, crop_grid, image_tokens, tokens_per_side
+from analytic.crops import PageLayout, View, candidate_grids, crop_grid, tokens_per_side
 from analytic.errors import InputError
-from analytic.workload import View, Workload, load_workload, profile_names
+from analytic.workload import Workload, load_workload, profile_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,16 +109,16 @@ def test_a_page_without_pixels_is_refused(page: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("size", "tokens"), [(512, 73), (640, 111), (1024, 273), (1280, 421)])
 def test_tokens_of_a_page_without_tiles(size: int, tokens: int) -> None:
-    assert image_tokens(None, base_size=size, image_size=640) == tokens
+    assert PageLayout(None, base_size=size, image_size=640).image_tokens == tokens
 
 
 @pytest.mark.parametrize(("grid", "tokens"), [((2, 3), 903), ((2, 1), 483), ((1, 2), 493), ((1, 9), 1263)])
 def test_tokens_of_a_page_with_tiles(grid: Grid, tokens: int) -> None:
-    assert image_tokens(grid, base_size=1024, image_size=640) == tokens
+    assert PageLayout(grid, base_size=1024, image_size=640).image_tokens == tokens
 
 
 def test_token_range_over_all_grids() -> None:
-    tokens = [image_tokens(grid, base_size=1024, image_size=640) for grid in candidate_grids()]
+    tokens = [PageLayout(grid, base_size=1024, image_size=640).image_tokens for grid in candidate_grids()]
     assert (min(tokens), max(tokens)) == (483, 1263)
 
 

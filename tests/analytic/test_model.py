@@ -8,22 +8,27 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pytest
 
 from analytic.config import variant_config
-from analytic.layers.base import OPERATOR_CATEGORIES
-from analytic.model import ModuleNode, Work, module_tree, operations
+from analytic.layers.base import OPERATOR_CATEGORIES, Policy
+from analytic.model import Work, deepseek_ocr, operations
 from analytic.predict import subtree_totals
 from analytic.routing import Counts, Routing
 from analytic.workload import Workload
 
+if TYPE_CHECKING:
+    from analytic.families.base import ModuleNode
+
 Cases: TypeAlias = tuple[tuple[Work, set[str]], ...]
 
 BASE = variant_config("deepseek-ocr-v1-base")
-TREE = module_tree(BASE)
+MODEL = deepseek_ocr(BASE)
+TREE = MODEL.tree
+POLICY = Policy()
 #: 903 image tokens and 6 others; 273 image tokens and 6 others.
 CROPPED = Workload("cropped", page_width=1654, page_height=2339, text_tokens=6, max_new_tokens=2)
 WHOLE = Workload("whole", page_width=1024, page_height=1024, text_tokens=6, max_new_tokens=2, crop_mode=False)
@@ -119,7 +124,7 @@ SUBTREE_FLOPS = {
 @pytest.fixture(scope="module")
 def recorded_cases() -> Cases:
     """Work and stages of the three columns of the tables above."""
-    whole, cropped = operations(BASE, WHOLE), operations(BASE, CROPPED)
+    whole, cropped = operations(MODEL, WHOLE, policy=POLICY), operations(MODEL, CROPPED, policy=POLICY)
     return ((whole, {"vision", "prefill"}), (cropped, {"vision", "prefill"}), (cropped, {"decode"}))
 
 
@@ -179,13 +184,13 @@ def test_registration_order() -> None:
 
 
 def test_vision_totals() -> None:
-    assert flops_by_stage(operations(BASE, WHOLE))["vision"] == 1_139_967_033_344
-    assert flops_by_stage(operations(BASE, CROPPED))["vision"] == 3_468_866_060_288
+    assert flops_by_stage(operations(MODEL, WHOLE, policy=POLICY))["vision"] == 1_139_967_033_344
+    assert flops_by_stage(operations(MODEL, CROPPED, policy=POLICY))["vision"] == 3_468_866_060_288
     crops_only = [
-        cost.tensor_flops
-        for operation in operations(BASE, CROPPED).operations
+        steps.cost.tensor_flops
+        for operation in operations(MODEL, CROPPED, policy=POLICY).operations
         if operation.stage == "vision"
-        for _, cost in operation.runs[:1]
+        for _, steps in operation.runs[:1]
     ]
     assert 2_328_899_026_944 == 3_468_866_060_288 - 1_139_967_033_344
     # Operators that resize positions run for the crops only; they have no tensor FLOPs.
@@ -217,30 +222,30 @@ def test_total_from_parameters_alone() -> None:
     idle = (decoder.routed_experts - decoder.experts_per_token) * 3_440_640 * len(decoder.moe_layers)
     weights = 2_603_776_000 + decoder.hidden_size - norms - idle + 165_478_400
     attention = decoder.layers * (4 * length * length * decoder.hidden_size + decoder.head_dim * length)
-    prefill = flops_by_stage(operations(BASE, CROPPED))["prefill"]
+    prefill = flops_by_stage(operations(MODEL, CROPPED, policy=POLICY))["prefill"]
     assert prefill == 2 * length * weights + attention
 
 
 def test_calls() -> None:
     """Calls of a prefill with every expert hit, and of one decode step; direct ``forward`` calls included."""
     calls = Counter()
-    for (stage, _), count in operations(BASE, CROPPED).calls.items():
+    for (stage, _), count in operations(MODEL, CROPPED, policy=POLICY).calls.items():
         calls[stage] += count
     unhooked = 2 * 48
     assert calls["vision"] + calls["prefill"] == 4_325 + unhooked
     assert calls["decode"] == 525
-    whole = operations(BASE, WHOLE).calls
+    whole = operations(MODEL, WHOLE, policy=POLICY).calls
     assert sum(count for (stage, _), count in whole.items() if stage != "decode") == 4_020 + 48
 
 
 def test_never_called_modules_are_absent() -> None:
-    called = {path for _, path in operations(BASE, CROPPED).calls}
+    called = {path for _, path in operations(MODEL, CROPPED, policy=POLICY).calls}
     absent = Counter(node.module_class for node in TREE if node.module_path not in called)
     assert absent == {"ModuleList": 14, "Conv2d": 1}
 
 
 def test_kv_cache_bytes() -> None:
-    work = operations(BASE, CROPPED)
+    work = operations(MODEL, CROPPED, policy=POLICY)
     grown = Counter()
     for operation in work.operations:
         grown[operation.stage] += operation.cost.kv_cache_bytes
@@ -250,7 +255,7 @@ def test_kv_cache_bytes() -> None:
 def test_all_weights_of_the_called_modules_are_read_in_one_prefill() -> None:
     """Except embeddings, of which only the rows looked up are read; and tables that are gathered from."""
     read = Counter()
-    for operation in operations(BASE, WHOLE).operations:
+    for operation in operations(MODEL, WHOLE, policy=POLICY).operations:
         if operation.stage != "decode":
             read[operation.module_path] += operation.cost.weight_bytes
     for node in TREE:
@@ -261,8 +266,8 @@ def test_all_weights_of_the_called_modules_are_read_in_one_prefill() -> None:
 
 def test_decode_is_the_sum_of_its_steps() -> None:
     """Forwards evaluated together give what they give one by one."""
-    together = operations(BASE, CROPPED, kv_lengths=[910, 915, 1200])
-    apart = [operations(BASE, CROPPED, kv_lengths=[length]) for length in (910, 915, 1200)]
+    together = operations(MODEL, CROPPED, policy=POLICY, kv_lengths=[910, 915, 1200])
+    apart = [operations(MODEL, CROPPED, policy=POLICY, kv_lengths=[length]) for length in (910, 915, 1200)]
     assert together.calls.keys() == {key for work in apart for key in work.calls}
 
     def decode(works: list[Work]) -> Counter[str]:
@@ -282,7 +287,7 @@ def test_decode_is_the_sum_of_its_steps() -> None:
 
 def test_one_new_token_needs_no_decode() -> None:
     workload = Workload("short", page_width=640, page_height=640, text_tokens=6, max_new_tokens=1)
-    work = operations(BASE, workload)
+    work = operations(MODEL, workload, policy=POLICY)
     assert {operation.stage for operation in work.operations} == {"vision", "prefill"}
 
 
@@ -302,8 +307,8 @@ def test_routing_moves_flops_but_keeps_their_sum() -> None:
         {layer: measured(3, 1) for layer in decoder.moe_layers},
         "measured",
     )
-    balanced = operations(BASE, CROPPED, kv_lengths=lengths)
-    work = operations(BASE, CROPPED, kv_lengths=lengths, routing=skewed)
+    balanced = operations(MODEL, CROPPED, policy=POLICY, kv_lengths=lengths)
+    work = operations(MODEL, CROPPED, policy=POLICY, kv_lengths=lengths, routing=skewed)
     assert work.routing.source == "measured"
     assert flops_by_stage(work) == flops_by_stage(balanced)
     assert ("prefill", "model.layers.3.mlp.experts.63") not in work.calls
@@ -312,7 +317,10 @@ def test_routing_moves_flops_but_keeps_their_sum() -> None:
 
 
 def test_eager_and_fused_attention_have_the_same_products() -> None:
-    by_attention = {name: operations(BASE, CROPPED, attention=name) for name in ("sdpa", "eager", "flash_attention_2")}
+    by_attention = {
+        name: operations(MODEL, CROPPED, policy=Policy(attention=name))
+        for name in ("sdpa", "eager", "flash_attention_2")
+    }
     flops = [flops_by_stage(work) for work in by_attention.values()]
     assert flops[0] == flops[1] == flops[2]
     masks = [o.stage for o in by_attention["eager"].operations if o.name == "causal_mask"]
@@ -320,7 +328,7 @@ def test_eager_and_fused_attention_have_the_same_products() -> None:
 
 
 def test_names_and_categories() -> None:
-    work = operations(BASE, CROPPED, attention="eager")
+    work = operations(MODEL, CROPPED, policy=Policy(attention="eager"))
     paths = {node.module_path for node in TREE}
     for operation in work.operations:
         assert operation.operator_category in OPERATOR_CATEGORIES
@@ -333,7 +341,7 @@ def test_names_and_categories() -> None:
 def test_pages_of_a_batch_are_encoded_one_by_one() -> None:
     pair = Workload("pair", page_width=1024, page_height=1024, text_tokens=6, max_new_tokens=3, batch_size=2)
     one = Workload("one", page_width=1024, page_height=1024, text_tokens=6, max_new_tokens=3)
-    work, single = operations(BASE, pair), operations(BASE, one)
+    work, single = operations(MODEL, pair, policy=POLICY), operations(MODEL, one, policy=POLICY)
     assert work.calls["vision", "model.sam_model"] == 2 * single.calls["vision", "model.sam_model"]
     assert flops_by_stage(work)["vision"] == 2 * flops_by_stage(single)["vision"]
     assert work.calls["decode", "lm_head"] == single.calls["decode", "lm_head"]

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from analytic.config import variant_config
-from analytic.cost import Cost
+from analytic.cost import FP32, Cost, Dtype
 from analytic.errors import InputError
 from analytic.hardware import load_hardware
+from analytic.layers.base import Policy
+from analytic.model import deepseek_ocr
 from analytic.predict import Prediction, category_rows, module_rows, predict, stage_rows, subtree_totals
 from analytic.roofline import device_time
 from analytic.workload import load_workload
 
-TINY = variant_config("deepseek-ocr-v1-tiny")
-BASE = variant_config("deepseek-ocr-v1-base")
+TINY = deepseek_ocr(variant_config("deepseek-ocr-v1-tiny"))
+BASE = deepseek_ocr(variant_config("deepseek-ocr-v1-base"))
+POLICY = Policy()
 SMOKE = load_workload("dsocr-smoke-v1")
 RTX = load_hardware("rtx-5090")
 
@@ -41,7 +44,7 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def prediction() -> Prediction:
-    return predict(TINY, SMOKE, hardware=RTX)
+    return predict(TINY, SMOKE, hardware=RTX, policy=POLICY)
 
 
 def test_rows_add_up_to_the_stages(prediction: Prediction) -> None:
@@ -90,27 +93,28 @@ def test_subtree_totals_of_the_root(prediction: Prediction) -> None:
 
 def test_sampled_decode_steps() -> None:
     lengths = SMOKE.seq_len + np.array([1, 4])
-    sampled = predict(TINY, SMOKE, hardware=RTX, kv_lengths=lengths)
+    sampled = predict(TINY, SMOKE, hardware=RTX, policy=POLICY, kv_lengths=lengths)
     assert sampled.work.calls["decode", "lm_head"] == 2
 
 
 def test_new_tokens_replace_those_of_the_workload() -> None:
-    ended_early = predict(TINY, SMOKE, hardware=RTX, new_tokens=3)
+    ended_early = predict(TINY, SMOKE, hardware=RTX, policy=POLICY, new_tokens=3)
     assert ended_early.work.calls["decode", "lm_head"] == 2
 
 
 def test_decode_is_bound_by_memory_and_large_products_by_arithmetic() -> None:
     workload = load_workload("dsocr-a4-v1")
     rows = {
-        (row.stage, row.module_path): row for row in module_rows(predict(BASE, workload, hardware=RTX, new_tokens=3))
+        (row.stage, row.module_path): row
+        for row in module_rows(predict(BASE, workload, hardware=RTX, policy=POLICY, new_tokens=3))
     }
     assert rows["decode", "lm_head"].bound == "memory"
     assert rows["prefill", "lm_head"].bound == "compute"
 
 
 def test_fp32_doubles_the_weights() -> None:
-    half = stage_rows(predict(TINY, SMOKE, hardware=RTX, dtype="bf16"))
-    full = stage_rows(predict(TINY, SMOKE, hardware=RTX, dtype="fp32"))
+    half = stage_rows(predict(TINY, SMOKE, hardware=RTX, policy=Policy("bf16")))
+    full = stage_rows(predict(TINY, SMOKE, hardware=RTX, policy=Policy("fp32")))
     assert [row.kv_cache_bytes * 2 for row in half] == [row.kv_cache_bytes for row in full]
     assert [row.tensor_flops for row in half] == [row.tensor_flops for row in full]
 
@@ -118,28 +122,34 @@ def test_fp32_doubles_the_weights() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attention": "flash"}, "no attention 'flash'; choose one of sdpa, eager, flash_attention_2 with --attention"),
-        ({"dtype": "int8"}, "no dtype 'int8'"),
+        (
+            {"policy": Policy(attention="flash")},
+            "no attention 'flash'; choose one of sdpa, eager, flash_attention_2 with --attention",
+        ),
+        ({"policy": Policy("int8")}, "no dtype 'int8'"),
         ({"kv_lengths": [5]}, "kv_lengths of workload dsocr-smoke-v1"),
         ({"new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        predict(TINY, SMOKE, hardware=RTX, **arguments)
+        predict(TINY, SMOKE, **{"hardware": RTX, "policy": POLICY, **arguments})
 
 
 def test_a_dtype_without_a_peak_is_refused() -> None:
     with pytest.raises(
         InputError, match="hardware cpu-generic has no peak for float16; choose one of bfloat16, float32"
     ):
-        predict(TINY, SMOKE, hardware=load_hardware("cpu-generic"), dtype="fp16")
+        predict(TINY, SMOKE, hardware=load_hardware("cpu-generic"), policy=Policy("fp16"))
+
+
+BYTE = Dtype("uint8", 1)
 
 
 def test_roofline_by_hand() -> None:
-    compute = Cost(tensor_flops=209_500_000, vector_flops=104_800_000, bytes_read=1)
+    compute = Cost(tensor_flops=209_500_000, vector_flops=104_800_000, read=BYTE.traffic(1))
     assert device_time([(3, compute)], RTX, "bfloat16") == (3 * 2_000, "compute")
-    memory = Cost(tensor_flops=1, bytes_read=1_000_000, bytes_written=792_000)
+    memory = Cost(tensor_flops=1, read=FP32.traffic(250_000), written=BYTE.traffic(792_000))
     assert device_time([(1, memory)], RTX, "bfloat16") == (1_000, "memory")
-    per_call = Cost(bytes_read=np.array([1_792_000, 3_584_000]))
+    per_call = Cost(read=BYTE.traffic(np.array([1_792_000, 3_584_000])))
     assert device_time([(2, per_call)], RTX, "bfloat16") == (3_000, "memory")

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from analytic.errors import InputError
+from analytic.layers.base import Policy
 from analytic.whatif import KEYS, Scenario, apply_settings
 from analytic.workload import load_workload
 
-STANDARD = Scenario(load_workload("dsocr-standard-v1"), dtype="bfloat16")
+STANDARD = Scenario(load_workload("dsocr-standard-v1"), Policy())
 
 
 def changed(*settings: str) -> Scenario:
@@ -42,13 +43,15 @@ def test_order_does_not_matter():
 
 
 def test_a_grid_brings_tiles_back():
-    nocrop = Scenario(load_workload("dsocr-nocrop-v1"), dtype="bfloat16")
+    nocrop = Scenario(load_workload("dsocr-nocrop-v1"), Policy())
     assert apply_settings(nocrop, ["crop_grid=2x1"]).workload.grid == (2, 1)
 
 
-def test_dtype_and_attention():
-    scenario = changed("dtype=fp32", "attention=eager")
-    assert (scenario.dtype, scenario.attention) == ("float32", "eager")
+def test_how_the_model_runs():
+    assert changed("dtype=fp32", "attention=eager").policy == Policy("float32", "eager", "full")
+    scenario = changed("attention_flops=executed", "routing=worst")
+    assert (scenario.policy, scenario.routing) == (Policy(attention_flops="executed"), "worst")
+    assert scenario.workload == STANDARD.workload
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,10 @@ def test_dtype_and_attention():
         (["crop_mode=yes"], r"crop_mode is 'yes', it must be one of true, false.*--set"),
         (["dtype=int8"], r"dtype is 'int8', it must be one of bf16, fp16, fp32.*--set"),
         (["attention=linear"], r"attention is 'linear', it must be one of sdpa, eager, flash_attention_2.*--set"),
+        (["attention_flops=half"], r"attention_flops is 'half', it must be one of full, executed, counter.*--set"),
+        (["attention_flop=full"], r"no setting 'attention_flop'; did you mean attention_flops\?.*--set"),
+        (["routing=measured"], r"routing is 'measured', it must be one of balanced, worst.*--set"),
+        (["rooting=worst"], r"no setting 'rooting'; did you mean routing\?.*--set"),
         (["seq_len=493"], r"seq_len is 493, the page alone takes 493 positions; give at least 494"),
         (["seq_len=600", "text_tokens=4"], r"both set the length of the prompt"),
     ],
@@ -82,6 +89,7 @@ def test_every_key_does_something():
     values = {
         "crop_grid": "2x3", "crop_mode": "false", "dtype": "fp32", "attention": "eager", "seq_len": "600",
         "base_size": "640", "image_size": "320", "page_width": "2000", "page_height": "641",
+        "attention_flops": "executed", "routing": "worst",
     }  # fmt: skip
     for key in KEYS:
         assert changed(f"{key}={values.get(key, '3')}") != STANDARD

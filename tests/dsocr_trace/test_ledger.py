@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from dsocr_trace.ledger import attribution_table, memory_table, operators_table
+from stage_runners.measurement import MeasuredMemory
 
 MODULES = pd.DataFrame(
     {
@@ -118,7 +119,23 @@ def test_operators_of_a_module_predicted_as_one_category_keep_it():
     assert rows.loc[("", "elementwise"), "share_of_module_flops"] == 1
 
 
+def memory(measured: MeasuredMemory) -> pd.DataFrame:
+    return memory_table(MODULES, PREDICTIONS, {"a.x": 64, "a": 0}, measured).set_index("module_path")
+
+
 def test_memory_puts_live_weights_beside_predicted_ones():
-    rows = memory_table(MODULES, PREDICTIONS, {"a.x": 64, "a": 0}).set_index("module_path")
+    rows = memory(MeasuredMemory({}, {}))
     assert rows.loc["a.x", ["predicted_weight_bytes", "measured_weight_bytes"]].tolist() == [64, 64]
     assert rows.measured_activation_peak_bytes.isna().all()
+    assert rows.measured_kv_cache_bytes.tolist() == [0, 0]
+
+
+def test_memory_joins_what_was_measured_by_stage_and_module():
+    measured = MeasuredMemory(
+        cache_growth_bytes={("decode", "a"): 40, ("prefill", "a"): 999},
+        activation_peak_bytes={("decode", "a.x"): 7, ("prefill", "a"): 999, ("decode", "b"): 999},
+    )
+    rows = memory(measured)
+    assert rows.loc["a.x", ["measured_activation_peak_bytes", "measured_kv_cache_bytes"]].tolist() == [7, 0]
+    assert rows.loc["a", "measured_kv_cache_bytes"] == 40
+    assert pd.isna(rows.loc["a", "measured_activation_peak_bytes"])

@@ -141,12 +141,21 @@ def test_predicted_weights_are_the_live_ones(finished):
     assert decode.loc["lm_head", "predicted_weight_bytes"] == 2020 * 128 * 2
 
 
+def test_the_cache_grew_as_predicted(finished):
+    run, _ = finished
+    memory = run.memory
+    assert np.array_equal(memory.predicted_kv_cache_bytes, memory.measured_kv_cache_bytes)
+    assert set(memory[memory.measured_kv_cache_bytes > 0].stage) == {"prefill", "decode"}
+    assert memory.measured_activation_peak_bytes.isna().all()
+
+
 def test_manifest_says_how_it_was_made(finished):
     run, _ = finished
     manifest = run.manifest
     assert manifest["schema_version"] == 1
     assert manifest["expert_routing"]["source"] == "measured"
     assert manifest["weights"] == "seeded random"
+    assert manifest["device_state"] is None
     assert manifest["overhead"]["pairs"] == 7
     assert manifest["hardware"]["provenance"] in {"datasheet", "estimated"}
     assert 0 < manifest["clock"]["residual_ns"] <= manifest["clock"]["tolerance_ns"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -84,6 +85,7 @@ def test_other_threads_are_seen():
     threads = dict(zip(capture.events["name"].to_pylist(), capture.events["launch_thread"].to_pylist(), strict=True))
     assert threads["aten::sin"] == threading.get_native_id()
     assert threads["aten::cos"] not in {None, threading.get_native_id()}
+    assert set(capture.events["process"].to_pylist()) == {os.getpid()}
 
 
 def test_user_annotations_are_no_work():

@@ -56,9 +56,8 @@ CALLS = (4_020 + 48, 4_325 + 96, 525)
 
 def counted(model, variant, workload, kv_lengths=()):
     decoder = variant_config(variant).decoder
-    routing = Routing.balanced(
-        variant_config(variant), tokens=workload.seq_len, forwards=[n - workload.seq_len for n in kv_lengths]
-    )
+    forwards = [length - workload.seq_len for length in kv_lengths]
+    routing = Routing.planned("balanced", decoder.expert_sizes, tokens=workload.seq_len, forwards=forwards)
     return count_flops(model, decoder, workload, prefill=routing.prefill, decode=routing.decode, kv_lengths=kv_lengths)
 
 
@@ -143,12 +142,14 @@ def test_values_that_are_not_there():
 
 def test_a_batch_runs_every_page(small):
     model = sketch_model("builtin", variant=small.variant, attention="eager")
-    decoder = variant_config(small.variant)
+    decoder = variant_config(small.variant).decoder
+    sizes = decoder.expert_sizes
     one, two = (
-        Routing.balanced(decoder, tokens=small.seq_len, forwards=[], batch_size=batch).prefill for batch in (1, 2)
+        Routing.planned("balanced", sizes, tokens=small.seq_len, forwards=[], batch_size=batch).prefill
+        for batch in (1, 2)
     )
-    single = count_flops(model, decoder.decoder, small, prefill=one, decode={})
-    double = count_flops(model, decoder.decoder, attrs.evolve(small, batch_size=2), prefill=two, decode={})
+    single = count_flops(model, decoder, small, prefill=one, decode={})
+    double = count_flops(model, decoder, attrs.evolve(small, batch_size=2), prefill=two, decode={})
     by_pages = [sum(n for (stage, _), n in table.flops.items() if stage == "vision") for table in (single, double)]
     assert by_pages[1] == 2 * by_pages[0]
 

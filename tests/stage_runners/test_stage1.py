@@ -98,6 +98,7 @@ def test_tables_have_their_schemas(run: Run) -> None:
     assert tables.modules["module_path"].to_pylist() == [path for path, _ in run.model.named_modules()]
     assert tables.notes == ()
     assert tables.peak_device_bytes is None
+    assert tables.device_state is None
 
 
 def test_pages_are_described(run: Run, inputs_of: Inputs) -> None:
@@ -124,6 +125,18 @@ def test_which_passes_hold_which_forwards(run: Run) -> None:
         for page in (0, 1)
     }
     assert set(roots["module_path"]) == {""}
+
+
+def test_the_cache_grew_by_all_positions_of_both_pages(run: Run) -> None:
+    """Keys and values in fp32: eight bytes a number, for each prompt position and each of seven decode steps."""
+    width = 8 * DECODER.kv_heads * DECODER.head_dim
+    prompts = sum(page.workload.seq_len for page in run.measurement.pages)
+    growth = run.measurement.memory.cache_growth_bytes
+    assert len(growth) == 2 * DECODER.layers
+    for (stage, path), size in growth.items():
+        assert path.endswith(".self_attn")
+        assert size == width * {"prefill": prompts, "decode": 2 * 7}[stage]
+    assert run.measurement.memory.activation_peak_bytes == {}
 
 
 def test_profiled_steps_are_spread(run: Run) -> None:
@@ -373,6 +386,57 @@ def test_an_end_token_at_once(tiny_model: Build, inputs_of: Inputs) -> None:
     page = SourcedInputs("page", "seed", inputs)
     (measured,) = run_stage1(model, [page], end, Stage1Options(stop_at_eos=True), Phases()).pages
     assert (len(measured.tokens), measured.stopped_at_eos, measured.profiled_steps) == (1, True, ())
+
+
+class CpuAllocator:
+    """Counts nothing, and so lets the memory pass run on a CPU."""
+
+    def __init__(self, _: torch.device) -> None:
+        self.readings = 0
+
+    def allocated(self) -> int:
+        self.readings += 1
+        return self.readings
+
+    def peak(self) -> int:
+        return self.readings
+
+    def reset_peak(self) -> None:
+        pass
+
+
+def test_the_memory_pass_measures_every_module_and_is_in_no_table(
+    tiny_model: Build, inputs_of: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played on a CPU: prefill and the last three steps, on an allocator that takes one byte between readings."""
+    asked = []
+    original = Generation.rewind
+
+    def rewind(generation: Generation, step: int) -> None:
+        asked.append(step)
+        original(generation, step)
+
+    monkeypatch.setattr(stage1, "CudaAllocator", CpuAllocator)
+    monkeypatch.setattr(Generation, "rewind", rewind)
+    model, inputs = tiny_model(), inputs_of()
+    runner = stage1._Runner(model, DECODER, Stage1Options(), Phases())
+    generation = Generation(model, inputs)
+    generation.start()
+    while len(generation.tokens) < 8:
+        generation.advance()
+    tokens = tuple(generation.tokens)
+    monkeypatch.setattr(runner, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 17)
+    peaks = runner._activation_peaks(generation, inputs, tokens)
+    assert asked == [5]
+    assert generation.tokens == list(tokens)
+    assert {stage for stage, _ in peaks} == {"vision", "prefill", "decode"}
+    assert peaks["prefill", ""] > peaks["prefill", "model.layers.0"] > 0
+    assert runner.tracer.calls().num_rows == 0
+    assert wrapped_modules(model) == []
+    with pytest.raises(TraceError, match=r"at step 6 while memory was measured"):
+        runner._activation_peaks(generation, inputs, (*tokens[:6], -1, tokens[7]))
+    assert wrapped_modules(model) == []
 
 
 def test_with_nvtx_ranges(tiny_model: Build, inputs_of: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:

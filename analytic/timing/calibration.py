@@ -1,0 +1,106 @@
+"""What was measured of a device: its operators at many sizes, and what its host takes around them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@attrs.frozen
+class Sample:
+    """One operator at one size.
+
+    Attributes
+    ----------
+    operator
+        Name of the operator (`analytic.operators.OPERATORS`).
+    dtype
+        Name of the dtype of the model that runs it.
+    arguments
+        What the formula is given, by parameter; dtypes by their names.
+    device_ns
+        Median time on the device. A CPU is its own host: there it is the time of the whole call.
+    host_ns
+        Median time until the call returns on the host; 0 on a CPU.
+    spread
+        Interquartile range of `device_ns` over its median.
+    repeats
+        Timed repetitions.
+    """
+
+    operator: str
+    dtype: str
+    arguments: Mapping[str, int | str | bool]
+    device_ns: float
+    host_ns: float
+    spread: float
+    repeats: int
+
+
+@attrs.frozen
+class HostCosts:
+    """What the host spends around the operators, in ns.
+
+    Attributes
+    ----------
+    module_call_ns
+        Calling a module: ``torch.nn.Module.__call__`` and a Python ``forward``.
+    dispatch_ns
+        One dispatched operator that starts no kernel, such as a view.
+    loop_turn_ns
+        One turn of a Python loop that finds nothing to do.
+    launch_ns
+        From a launch on the host to its start on an idle device; 0 on a CPU.
+    kernel_floor_ns
+        The shortest time that anything takes on the device.
+    synchronise_ns
+        Bringing a number back from a device that is done already.
+    """
+
+    module_call_ns: float
+    dispatch_ns: float
+    loop_turn_ns: float
+    launch_ns: float
+    kernel_floor_ns: float
+    synchronise_ns: float
+
+
+@attrs.frozen
+class Calibration:
+    """Everything that was measured of a device.
+
+    Attributes
+    ----------
+    device
+        Its name.
+    kind
+        cpu or cuda.
+    samples
+        Operators at many sizes.
+    host
+        What the host spends.
+    tensor_flops_per_s
+        Fastest matrix product that was seen, by dtype.
+    memory_bytes_per_s
+        Bandwidth of a streaming copy, reading and writing, by the bytes that it moves.
+    measured_at
+        When, in ISO 8601.
+    state
+        The machine during the measurement: versions, threads, clocks, load.
+    notes
+        What must be known of it, one sentence each, such as that it was noisy.
+    """
+
+    device: str
+    kind: Literal["cpu", "cuda"]
+    samples: tuple[Sample, ...]
+    host: HostCosts
+    tensor_flops_per_s: Mapping[str, float]
+    memory_bytes_per_s: Mapping[int, float]
+    measured_at: str
+    state: Mapping[str, Any] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,189 @@
+"""Time of one operator: what its calibration says, and the roof where that says nothing.
+
+A time is a roof times a ratio. The roof is what the calibrated ceilings allow: the shortest time that anything takes,
+plus the longer of arithmetic at the fastest matrix product's speed and traffic at a streaming copy's. The ratio is how
+much longer the operator took at sizes like these: a locally weighted linear regression of the measured ratios, both in
+logarithms (Cleveland, "Robust locally weighted regression and smoothing scatterplots", JASA 74, 1979). So the curve
+follows the ceilings between the samples, and beyond them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from analytic.cost import DTYPES, FP32, Dtype
+from analytic.operators import OPERATORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from analytic.cost import Cost
+    from analytic.operators import OperatorCall
+    from analytic.timing.calibration import Calibration, Sample
+
+Source: TypeAlias = Literal["calibrated", "extrapolated", "roof"]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+#: Distance in doublings of a size at which a sample counts for 1/e.
+_REACH: Final = 1.5
+#: How far beyond the samples a size may lie, in doublings, and still count as measured.
+_MARGIN: Final = 0.5
+_NS_PER_S: Final = 1e9
+
+#: What the time of an operator depends on; of all others, on the bytes that it moves.
+_FEATURES: Final[Mapping[str, Callable[[Mapping[str, Any]], Sequence[float]]]] = {
+    "linear": lambda a: (a["rows"], a["in_features"], a["out_features"]),
+    "bmm": lambda a: (a["batch"], a["rows"], a["inner"], a["columns"]),
+    "conv2d": lambda a: (a["images"] * a["out_side"] ** 2, a["in_channels"] * a["kernel"] ** 2, a["out_channels"]),
+    "sdpa": lambda a: (a["heads"], a["queries"], a["keys"], a["head_dim"]),
+    "sdpa_with_bias": lambda a: (a["heads"], a["queries"], a["keys"], a["head_dim"]),
+    "attention_eager": lambda a: (a["heads"], a["queries"], a["keys"], a["head_dim"]),
+}
+
+
+@attrs.frozen
+class OperatorTime:
+    """Predicted time of one call.
+
+    Attributes
+    ----------
+    device_ns, host_ns
+        On the device, and on the host until it is launched.
+    roof_ns
+        What the calibrated ceilings would allow.
+    compute_bound
+        Whether arithmetic is the longer part of the calibrated roof.
+    source
+        Between the samples, beyond them, or without any.
+    """
+
+    device_ns: float
+    host_ns: float
+    roof_ns: float
+    compute_bound: bool
+    source: Source
+
+
+class Curves:
+    """Times of all operators on a calibrated device."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+        sizes = sorted(calibration.memory_bytes_per_s)
+        self._copied = np.log2(np.array(sizes, dtype=np.float64))
+        self._bandwidth = np.log2([calibration.memory_bytes_per_s[size] for size in sizes])
+        samples: dict[tuple[str, str], list[Sample]] = {}
+        for sample in calibration.samples:
+            samples.setdefault((sample.operator, compute_dtype(sample.arguments)), []).append(sample)
+        self._curves = {key: self._curve(found) for key, found in samples.items()}
+        self._known: dict[tuple[Any, ...], OperatorTime] = {}
+
+    def time(self, call: OperatorCall) -> OperatorTime:
+        """Time of one call of an operator, `times` not counted."""
+        key = (call.operator.name, *map(_plain, call.args), *((name, _plain(v)) for name, v in call.kwargs.items()))
+        if key not in self._known:
+            self._known[key] = self._time(call)
+        return self._known[key]
+
+    def _time(self, call: OperatorCall) -> OperatorTime:
+        arguments = {name: _plain(value) for name, value in call.arguments.items()}
+        names = (compute_dtype(arguments), FP32.name)
+        curve = next(
+            (self._curves[key] for key in ((call.operator.name, n) for n in names) if key in self._curves), None
+        )
+        if curve is None and call.parts is not None:
+            return _together([(self.time(part), _plain(part.times)) for part in call.parts.calls])
+        cost = cost_of(call.operator.name, arguments)
+        roof, compute_bound = self._roof(cost, arguments)
+        if curve is None:
+            return OperatorTime(roof, 0.0, roof, compute_bound, "roof")
+        features = features_of(call.operator.name, arguments, cost)
+        ratio, host_ns, inside = curve.at(features)
+        return OperatorTime(roof * ratio, host_ns, roof, compute_bound, "calibrated" if inside else "extrapolated")
+
+    def _roof(self, cost: Cost, arguments: Mapping[str, Any]) -> tuple[float, bool]:
+        compute = 0.0
+        if cost.tensor_flops:
+            compute = float(cost.tensor_flops) / self._calibration.tensor_flops_per_s[compute_dtype(arguments)]
+        size = max(float(cost.bytes_total), 1.0)
+        memory = size / 2 ** float(np.interp(np.log2(size), self._copied, self._bandwidth))
+        longest = max(compute, memory) * _NS_PER_S
+        return self._calibration.host.kernel_floor_ns + longest, compute > memory
+
+    def _curve(self, samples: Sequence[Sample]) -> _Curve:
+        features, ratios, host = [], [], []
+        for sample in samples:
+            cost = cost_of(sample.operator, sample.arguments)
+            features.append(features_of(sample.operator, sample.arguments, cost))
+            ratios.append(sample.device_ns / self._roof(cost, sample.arguments)[0])
+            host.append(sample.host_ns)
+        return _Curve(np.log2(features), np.log(ratios), np.array(host))
+
+
+def _plain(value: Any) -> Any:
+    """Sizes as numbers, dtypes as their names."""
+    if isinstance(value, Dtype):
+        return value.name
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def compute_dtype(arguments: Mapping[str, Any]) -> str:
+    """Dtype that an operator computes in: that of its operands, fp32 in a conversion."""
+    names = {value for value in arguments.values() if isinstance(value, str) and value in DTYPES}
+    return names.pop() if len(names) == 1 else FP32.name
+
+
+def cost_of(operator: str, arguments: Mapping[str, Any]) -> Cost:
+    """Cost of one call with these arguments, dtypes by their names."""
+    sizes = {name: DTYPES.get(value, value) if isinstance(value, str) else value for name, value in arguments.items()}
+    return OPERATORS[operator](**sizes).cost
+
+
+def features_of(operator: str, arguments: Mapping[str, Any], cost: Cost) -> Floats:
+    """What the time of an operator depends on, all positive."""
+    found = _FEATURES[operator](arguments) if operator in _FEATURES else (cost.bytes_total,)
+    return np.maximum(np.asarray(found, dtype=np.float64), 1.0)
+
+
+@attrs.frozen(eq=False)
+class _Curve:
+    """Samples of one operator: doublings of its features (samples, features), log ratios and host times (samples,)."""
+
+    features: Floats
+    log_ratio: Floats
+    host_ns: Floats
+
+    def at(self, features: Floats) -> tuple[float, float, bool]:
+        """Ratio and host time at some features, and whether they lie among the samples."""
+        low, high = self.features.min(axis=0), self.features.max(axis=0)
+        place = np.log2(features)
+        inside = bool(np.all((place >= low - _MARGIN) & (place <= high + _MARGIN)))
+        # Beyond the samples the ratio stays what it was at their edge.
+        place = np.clip(place, low, high)
+        offset = self.features - place
+        # The nearest sample always counts, however thin the grid is there.
+        distance = np.square(offset).sum(axis=1)
+        weight = np.exp(-(distance - distance.min()) / _REACH**2)
+        design = np.column_stack([np.ones(len(offset)), offset])
+        weighted = design * weight[:, None]
+        # A little ridge keeps the slopes finite where samples lie on a line.
+        normal = weighted.T @ design + np.diag([0.0, *np.full(offset.shape[1], 1e-3)])
+        answer = np.linalg.solve(normal, weighted.T @ np.column_stack([self.log_ratio, self.host_ns]))[0]
+        return float(np.exp(answer[0])), max(float(answer[1]), 0.0), inside
+
+
+def _together(parts: Sequence[tuple[OperatorTime, float]]) -> OperatorTime:
+    """Time of operators that run one after the other."""
+    longest = max(parts, key=lambda part: part[0].device_ns * part[1])[0]
+    sources: set[Source] = {part.source for part, _ in parts}
+    return OperatorTime(
+        device_ns=sum(part.device_ns * times for part, times in parts),
+        host_ns=sum(part.host_ns * times for part, times in parts),
+        roof_ns=sum(part.roof_ns * times for part, times in parts),
+        compute_bound=longest.compute_bound,
+        source=next(source for source in ("roof", "extrapolated", "calibrated") if source in sources),
+    )

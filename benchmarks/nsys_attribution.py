@@ -1,0 +1,203 @@
+"""What reading and attributing a large Nsight Systems export costs: time, peak memory, and how both grow.
+
+The export is made here: two processes that decode with the same correlation ids, six kernels and seven nested ranges
+for each layer. Where ``nsys`` is on the PATH, its own projection of ranges is timed on the smaller file. Run it as
+``python benchmarks/nsys_attribution.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+
+from hooks.attribution import attribute_to_ranges
+from hooks.readers.nsys import read_nsys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SMALL, LARGE = 170_000, 1_700_000
+NSYS_LIMIT_S = 600
+LAYERS = 24
+KERNELS_PER_LAYER = 6
+LAYER_NS = 40_000
+#: Text and span of each range in a layer, in ns from its start.
+RANGES = (
+    ("", 0, 38_000),
+    (".self_attn", 1_000, 18_000),
+    (".self_attn.qkv_proj", 2_000, 8_000),
+    (".self_attn.o_proj", 12_000, 17_000),
+    (".mlp", 20_000, 37_000),
+    (".mlp.up_proj", 21_000, 28_000),
+    (".mlp.down_proj", 30_000, 36_000),
+)
+#: Length of the kernels' names in characters: templates make them long.
+NAME_LENGTHS = range(40, 500, 4)
+
+DDL = """
+CREATE TABLE StringIds (id INTEGER NOT NULL PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE META_DATA_EXPORT (name TEXT NOT NULL, value TEXT);
+CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (
+    start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL, contextId INTEGER NOT NULL,
+    greenContextId INTEGER, streamId INTEGER NOT NULL, correlationId INTEGER, globalPid INTEGER,
+    demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL, mangledName INTEGER, gridX INTEGER NOT NULL,
+    gridY INTEGER NOT NULL, gridZ INTEGER NOT NULL, blockX INTEGER NOT NULL, blockY INTEGER NOT NULL,
+    blockZ INTEGER NOT NULL, graphNodeId INTEGER);
+CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (
+    start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL, globalTid INTEGER,
+    correlationId INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER NOT NULL, callchainId INTEGER);
+CREATE TABLE NVTX_EVENTS (
+    start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, rangeId INTEGER, category INTEGER,
+    color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER, textId INTEGER, domainId INTEGER,
+    uint64Value INTEGER, int64Value INTEGER, doubleValue REAL, uint32Value INTEGER, int32Value INTEGER,
+    floatValue REAL, jsonTextId INTEGER, jsonText TEXT);
+"""
+
+
+def global_id(process: int, thread: int = 0) -> int:
+    """Number that nsys gives a process or a thread."""
+    return 1 << 48 | process << 24 | thread
+
+
+def layers(kernels: int) -> Iterator[tuple[int, int, int]]:
+    """Process, start and number of each layer that runs."""
+    for index in range(kernels // KERNELS_PER_LAYER):
+        yield 100 + index % 2, index // 2 * LAYER_NS, index // 2
+
+
+def kernel_rows(kernels: int) -> Iterator[tuple[int, ...]]:
+    """Kernels, each 60 us after its launch."""
+    for process, start, number in layers(kernels):
+        for place in range(KERNELS_PER_LAYER):
+            at = start + 60_000 + place * 6_000
+            correlation = number * KERNELS_PER_LAYER + place
+            name = correlation % len(NAME_LENGTHS)
+            yield at, at + 4_000, process - 100, 7, correlation, global_id(process), name, name
+
+
+def launch_rows(kernels: int) -> Iterator[tuple[int, ...]]:
+    """The call that launched each kernel."""
+    for process, start, number in layers(kernels):
+        for place in range(KERNELS_PER_LAYER):
+            at = start + 1_500 + place * 6_000
+            yield at, at + 900, global_id(process, process), number * KERNELS_PER_LAYER + place
+
+
+def range_rows(kernels: int) -> Iterator[tuple[int, ...]]:
+    """The ranges around each layer and its modules, by registered text."""
+    for process, start, number in layers(kernels):
+        for place, (_, first, last) in enumerate(RANGES):
+            text = len(NAME_LENGTHS) + number % LAYERS * len(RANGES) + place
+            yield start + first, start + last, global_id(process, process), text
+
+
+def export(path: Path, kernels: int) -> None:
+    """Write an export of about `kernels` kernels, as many launches and 7/6 as many ranges."""
+    texts = ["k" * length for length in NAME_LENGTHS]
+    texts += [f"model.layers.{layer}{name}" for layer in range(LAYERS) for name, _, _ in RANGES]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"PRAGMA journal_mode = off; PRAGMA synchronous = off; {DDL}")
+        connection.execute("INSERT INTO META_DATA_EXPORT VALUES ('EXPORT_SCHEMA_VERSION', '3.11.1')")
+        connection.executemany("INSERT INTO StringIds VALUES (?, ?)", enumerate(texts))
+        connection.executemany(
+            "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL"
+            " VALUES (?, ?, ?, 1, NULL, ?, ?, ?, ?, ?, NULL, 1, 1, 1, 64, 1, 1, NULL)",
+            kernel_rows(kernels),
+        )
+        connection.executemany(
+            "INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (?, ?, 0, ?, ?, 0, 0, NULL)", launch_rows(kernels)
+        )
+        connection.executemany(
+            "INSERT INTO NVTX_EVENTS (start, end, eventType, globalTid, textId) VALUES (?, ?, 59, ?, ?)",
+            range_rows(kernels),
+        )
+        connection.commit()
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Read and attribute one file in this process, which must have done nothing else.
+
+    Returns
+    -------
+    dict of str to float
+        ``read_s``, ``attribute_s``, ``peak_mb``, and what was found: ``events``, ``ranges``, ``in_a_range``.
+    """
+    start = time.perf_counter()
+    recording = read_nsys(path)
+    read = time.perf_counter()
+    table = attribute_to_ranges(recording)
+    done = time.perf_counter()
+    return {
+        "read_s": read - start,
+        "attribute_s": done - read,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "events": table.num_rows,
+        "ranges": recording.ranges.num_rows,
+        "in_a_range": pc.sum(table["range_id"].is_valid()).as_py(),
+    }
+
+
+def measured_apart(path: Path) -> dict[str, float]:
+    """`measure` in a fresh process, so that its memory is its own."""
+    done = subprocess.run([sys.executable, __file__, str(path)], check=True, capture_output=True, text=True)  # noqa: S603
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def nsys_seconds(path: Path) -> float | None:
+    """Time of nsys's projection of ranges, None where it fails or takes more than `NSYS_LIMIT_S`."""
+    report, output = "nvtx_gpu_proj_trace", path.with_suffix("")
+    start = time.perf_counter()
+    try:
+        subprocess.run(  # noqa: S603
+            ["nsys", "stats", "--report", report, "--output", str(output), str(path)],  # noqa: S607
+            check=True,
+            capture_output=True,
+            timeout=NSYS_LIMIT_S,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    # It also ends well when the report failed, and then leaves the table empty.
+    table = output.with_name(f"{output.name}_{report}.csv")
+    return time.perf_counter() - start if table.exists() and table.stat().st_size else None
+
+
+def main() -> None:
+    """Print the table."""
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(Path(sys.argv[1]))))
+        return
+    seconds = []
+    print(f"{'kernels':>10}{'ranges':>10}{'in a range':>12}{'read s':>9}{'attribute s':>13}{'peak MB':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        for kernels in (SMALL, LARGE):
+            path = Path(folder) / f"{kernels}.sqlite"
+            export(path, kernels)
+            figures = measured_apart(path)
+            seconds.append(figures["read_s"] + figures["attribute_s"])
+            print(
+                f"{figures['events']:>10.0f}{figures['ranges']:>10.0f}{figures['in_a_range']:>12.0f}"
+                f"{figures['read_s']:>9.2f}{figures['attribute_s']:>13.2f}{figures['peak_mb']:>9.0f}"
+            )
+        print(f"{LARGE / SMALL:.0f} times the kernels take {seconds[1] / seconds[0]:.1f} times as long")
+        if shutil.which("nsys") is None:
+            print("nsys is not on the PATH: nothing to compare with")
+        else:
+            theirs = nsys_seconds(Path(folder) / f"{SMALL}.sqlite")
+            said = f"failed, or took more than {NSYS_LIMIT_S} s" if theirs is None else f"{theirs:.1f} s"
+            print(f"nsys stats --report nvtx_gpu_proj_trace on {SMALL} kernels: {said}; here {seconds[0]:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What report.html is made of: rows, template, style, scripts and the libraries that it carries."""

@@ -1,0 +1,280 @@
+"""Which sizes of each operator are measured: grids of the device, which know no workload.
+
+Sizes grow by factors of 4 from where a call costs its launch alone to where the device is saturated, and by factors of
+2 where a curve bends. What a device cannot do in reasonable time is left out when it is measured, so that the same
+grids serve a laptop and a large GPU.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+#: Arguments of an operator's formula, by parameter.
+Arguments: TypeAlias = "dict[str, Any]"
+
+
+@attrs.frozen
+class Point:
+    """One operator at one size.
+
+    Attributes
+    ----------
+    operator
+        Its name.
+    dtype
+        Name of the dtype of the model that runs it.
+    arguments
+        What its formula is given, by parameter; dtypes by their names.
+    """
+
+    operator: str
+    dtype: str
+    arguments: Mapping[str, int | str | bool] = attrs.field(hash=False)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The arguments that are numbers."""
+        return {name: value for name, value in self.arguments.items() if type(value) is int}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other arguments."""
+        return {name: value for name, value in self.arguments.items() if type(value) is not int}
+
+    def exceeds(self, other: Point) -> bool:
+        """Whether it is the same operator and no size is smaller."""
+        same = (self.operator, self.options) == (other.operator, other.options)
+        return same and all(size >= other.sizes[name] for name, size in self.sizes.items())
+
+
+def grid(dtype: str) -> tuple[Point, ...]:
+    """Every point for a model of that dtype, small ones first."""
+    points = [Point(operator, dtype, arguments) for operator, make in _GRIDS.items() for arguments in make(dtype)]
+    return tuple(sorted(points, key=lambda point: sum(point.sizes.values())))
+
+
+def _powers(low: int, high: int, step: int = 2) -> list[int]:
+    """2**low, 2**(low + step), ... up to 2**high."""
+    return [1 << exponent for exponent in range(low, high + 1, step)]
+
+
+def _each(**axes: Iterable[Any]) -> list[Arguments]:
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+_FP32: Final = "float32"
+_INT64: Final = "int64"
+#: Rows that a token's choices, its vector or its positions make.
+_ROWS: Final = (1, 16, 64, 256, 1024, 4096)
+_WIDTH: Final = 1280
+_CHOICES: Final = 6
+#: Elements, from where only the launch counts to beyond every cache.
+_ELEMENTS: Final = tuple(_powers(8, 28))
+_FEWER: Final = tuple(_powers(8, 28, 4))
+
+
+def _linear(dtype: str) -> list[Arguments]:
+    few_rows, rows = _powers(0, 6, 1), _powers(8, 13)
+    square = _each(rows=few_rows + rows, in_features=(1024,), out_features=(1024,))
+    sides = [(a, b) for a, b in product((256, 1024, 4096), repeat=2) if (a, b) != (1024, 1024)]
+    others = [
+        {"rows": r, "in_features": a, "out_features": b}
+        for r, (a, b) in product(_powers(0, 12), [*sides, (8192, 8192), (1024, 131_072)])
+    ]
+    biased = _each(rows=_powers(6, 12), in_features=(1024,), out_features=(1024, 4096))
+    plain = [point | {"dtype": dtype, "bias": False} for point in square + others]
+    return plain + [point | {"dtype": dtype, "bias": True} for point in biased]
+
+
+def _bmm(dtype: str) -> list[Arguments]:
+    batched = _each(batch=(8, 64), rows=(64, 512, 4096), inner=(64,), columns=(16, 64), dtype=(dtype,))
+    wide = _each(batch=(8,), rows=(64, 512), inner=(256,), columns=(256,), dtype=(dtype,))
+    single = _each(batch=(1,), rows=_powers(0, 12), inner=(512, 2048), columns=(64,), dtype=(_FP32,))
+    return batched + wide + single
+
+
+def _conv2d(dtype: str) -> list[Arguments]:
+    patches = [
+        _convolution(images, 3, channels, 16, side, 16)
+        for images, channels, side in product((1, 4), (256, 1024), (224, 640, 1024))
+    ]
+    pointwise = [
+        _convolution(images, channels, 256, 1, side, 1)
+        for images, channels, side in product((1, 4), (256, 1024), (16, 64))
+    ]
+    spatial = [
+        _convolution(images, channels, channels * stride, 3, side, stride)
+        for images, channels, side, stride in product((1, 4), (256, 512), (16, 32, 64), (1, 2))
+    ]
+    return [point | {"dtype": dtype, "bias": point["kernel"] == 16} for point in patches + pointwise + spatial]
+
+
+def _convolution(images: int, in_channels: int, out_channels: int, kernel: int, side: int, stride: int) -> Arguments:  # noqa: PLR0917
+    return {
+        "images": images,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "kernel": kernel,
+        "in_side": side,
+        "out_side": side // stride,
+    }
+
+
+def _attention(dtype: str, *, heads: Iterable[int], head_dims: Iterable[int], **more: Any) -> list[Arguments]:
+    """One query, as in a decode step; and as many queries as keys."""
+    heads, head_dims = tuple(heads), tuple(head_dims)
+    step = _each(heads=heads, queries=(1,), keys=_powers(6, 14), head_dim=head_dims)
+    whole = [
+        point | {"queries": point["keys"]} for point in _each(heads=heads, keys=_powers(4, 12), head_dim=head_dims)
+    ]
+    return [point | {"dtype": dtype} | more for point in step + whole]
+
+
+def _sdpa(dtype: str) -> list[Arguments]:
+    points = _attention(dtype, heads=(8, 32, 128), head_dims=(64, 128), counted="rectangle")
+    causal = [
+        point | {"counted": "triangle"}
+        for point in points
+        if point["queries"] == point["keys"] and point["heads"] < 128
+    ]
+    return points + causal
+
+
+def _sdpa_with_bias(dtype: str) -> list[Arguments]:
+    points = _each(heads=(4, 16, 128, 512), keys=_powers(4, 12), head_dim=(64,))
+    return [point | {"queries": point["keys"], "dtype": dtype} for point in points]
+
+
+def _causal_mask(dtype: str) -> list[Arguments]:
+    points = _each(heads=(8, 32), keys=_powers(4, 12))
+    return [point | {"queries": point["keys"], "dtype": dtype} for point in points]
+
+
+def _elementwise(dtype: str) -> list[Arguments]:
+    plain = {"flops": 1, "shared": 0, "weights": 0}
+    two = [plain | point for point in _each(elements=_ELEMENTS, dtype=(dtype,), operands=(2,))]
+    one = [plain | point for point in _each(elements=_FEWER, dtype=(dtype, _FP32, _INT64), operands=(1,))]
+    broadcast = [plain | point | {"shared": 128} for point in _each(elements=_FEWER, dtype=(dtype,), operands=(1,))]
+    maps = [
+        plain | {"elements": count * side**2, "dtype": kind, "operands": 0, "shared": 2 * count * side}
+        for side, count, kind in (
+            (16, 1, _INT64),
+            (64, 1, _INT64),
+            (16, 64, dtype),
+            (64, 256, dtype),
+            (64, 4096, dtype),
+        )
+    ]
+    # A model in fp32 has some of these twice.
+    return [dict(point) for point in dict.fromkeys(tuple(p.items()) for p in two + one + broadcast + maps)]
+
+
+def _reduction(dtype: str) -> list[Arguments]:
+    images = _each(elements=_powers(14, 26, 4), results=(2,), dtype=(dtype,))
+    counts = [{"elements": 64 * rows, "results": 64, "dtype": _INT64} for rows in _ROWS]
+    choices = [{"elements": _CHOICES * _WIDTH * r, "results": _WIDTH * r, "dtype": _FP32} for r in _ROWS]
+    return images + counts + choices
+
+
+def _by_elements(dtype: str) -> list[Arguments]:
+    return _each(elements=_ELEMENTS, dtype=(dtype,))
+
+
+def _moved(dtype: str) -> list[Arguments]:
+    return _each(elements=_ELEMENTS, dtype=(dtype,), weights=(0,))
+
+
+def _rows(width: int) -> Callable[[str], list[Arguments]]:
+    return lambda dtype: _each(rows=_powers(0, 16), width=(width,), dtype=(dtype,))
+
+
+def _picked(**more: Any) -> Callable[[str], list[Arguments]]:
+    return lambda dtype: [point | more for point in _each(rows=_powers(0, 16), width=(64, _WIDTH), dtype=(dtype,))]
+
+
+def _fp32_rows(**more: Any) -> Callable[[str], list[Arguments]]:
+    return lambda _: _each(rows=_powers(0, 14), width=(64,), **{name: (value,) for name, value in more.items()})
+
+
+def _cast(dtype: str) -> list[Arguments]:
+    if dtype == _FP32:
+        return []
+    pairs = ((dtype, _FP32), (_FP32, dtype), (_INT64, _FP32))
+    return [
+        {"elements": size, "source": source, "target": target, "weights": 0}
+        for size, (source, target) in product(_ELEMENTS, pairs)
+        if source != _INT64 or size < 1 << 20
+    ]
+
+
+def _fill(dtype: str) -> list[Arguments]:
+    return _each(elements=_FEWER, dtype=(dtype, _INT64))
+
+
+def _kv_cache_append(dtype: str) -> list[Arguments]:
+    one = 2 * _WIDTH
+    step = [{"cached": one * length, "added": one} for length in _powers(4, 14)]
+    prompt = [{"cached": one * length, "added": one * length} for length in _powers(4, 14, 4)]
+    return [point | {"dtype": dtype} for point in step + prompt]
+
+
+def _interpolate(_: str) -> list[Arguments]:
+    bicubic = [(channels * side**2, channels * (side * 5 // 8) ** 2) for channels, side in _MAPS]
+    linear = [(64 * (2 * side - 1), 64 * (2 * side * 5 // 8 - 1)) for _, side in _MAPS]
+    return [
+        {"source_elements": source, "target_elements": target, "taps": taps, "dtype": _FP32}
+        for taps, sizes in ((16, bicubic), (2, linear))
+        for source, target in dict.fromkeys(sizes)
+    ]
+
+
+#: Channels and side of maps that are resized.
+_MAPS: Final = ((64, 16), (1024, 16), (256, 32), (768, 64), (1024, 128))
+
+#: The points of each operator, by its name.
+_GRIDS: Final[Mapping[str, Callable[[str], list[Arguments]]]] = {
+    "linear": _linear,
+    "bmm": _bmm,
+    "conv2d": _conv2d,
+    "embedding": _rows(_WIDTH),
+    "sdpa": _sdpa,
+    "sdpa_with_bias": _sdpa_with_bias,
+    "attention_eager": lambda dtype: _attention(dtype, heads=(8, 32), head_dims=(128,)),
+    "causal_mask": _causal_mask,
+    "rope_tables": lambda dtype: _each(positions=_powers(0, 14), half_dim=(64,), dtype=(dtype,)),
+    "rope_apply": lambda dtype: [
+        {"pairs": 64 * 8 * length, "table_pairs": 64 * length, "dtype": dtype} for length in _powers(0, 14)
+    ],
+    "rms_norm": _rows(_WIDTH),
+    "layer_norm": _rows(1024),
+    "layer_norm_2d": lambda dtype: _each(pixels=_powers(6, 16), channels=(256,), dtype=(dtype,)),
+    "gelu": _by_elements,
+    "silu": _by_elements,
+    "quick_gelu": _by_elements,
+    "softmax": _fp32_rows(source=_FP32, target=_FP32),
+    "elementwise": _elementwise,
+    "reduction": _reduction,
+    "interpolate": _interpolate,
+    "topk": _fp32_rows(k=_CHOICES, dtype=_FP32),
+    "sort": lambda _: _each(elements=[_CHOICES * rows for rows in _ROWS]),
+    "gather": _picked(weights=0),
+    "scatter": lambda _: _each(rows=[_CHOICES * rows for rows in _ROWS], width=(1,), dtype=(_INT64,)),
+    "index_put": lambda dtype: [point | {"accumulate": False} for point in _rows(_WIDTH)(dtype)],
+    "masked_scatter": lambda dtype: [
+        {"positions": rows + 16, "selected": rows, "width": _WIDTH, "dtype": dtype} for rows in _powers(6, 14)
+    ],
+    "kv_cache_append": _kv_cache_append,
+    "cat": _moved,
+    "copy": _moved,
+    "cast": _cast,
+    "fill": _fill,
+    "pad": lambda dtype: [
+        {"source_elements": 3 * size, "target_elements": 4 * size, "dtype": dtype} for size in _powers(8, 26)
+    ],
+}

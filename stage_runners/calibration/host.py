@@ -1,0 +1,143 @@
+"""What the host spends around the operators, and the ceilings of the device: tasks, and what their times say."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from analytic.timing.calibration import HostCosts
+from stage_runners.calibration.measure import Task
+from stage_runners.calibration.operands import Operands
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stage_runners.calibration.measure import Timing
+    from stage_runners.calibration.operands import Buffer
+
+_CHAIN: Final = 50
+_TURNS: Final = 64
+#: Sides of the square products among which the fastest is the ceiling.
+_SIDES: Final = (512, 1024, 2048, 4096, 8192)
+#: Bytes that streaming copies move: reading and writing, from within the first cache to beyond the last.
+_COPIED: Final = tuple(1 << exponent for exponent in range(12, 30))
+
+
+class _Nothing(nn.Module):
+    """The least that a module can do."""
+
+    def forward(self, x: Any) -> Any:
+        """Hand on."""
+        return x
+
+
+def _nothing(x: Any) -> Any:
+    return x
+
+
+def host_tasks(device: torch.device) -> dict[str, Task]:
+    """Tasks that `host_costs` needs, by name."""
+    modules, numbers = [_Nothing() for _ in range(_CHAIN)], [0] * _TURNS
+    x, one = torch.ones(64, 64, device=device), torch.ones(1, device=device)
+
+    def calls(chain: list[Any]) -> Callable[[], None]:
+        def run() -> None:
+            for link in chain:
+                link(x)
+
+        return run
+
+    def views() -> None:
+        x.view(-1)
+        x.transpose(0, 1)
+        x.unsqueeze(0)
+
+    def turns() -> None:
+        for _, count in enumerate(numbers):
+            if count:
+                raise AssertionError
+
+    def launch_and_wait() -> None:
+        one.neg()
+        _wait(device)
+
+    found: dict[str, tuple[Callable[[], Any], bool]] = {
+        "modules": (calls(modules), False),
+        "functions": (calls([_nothing] * _CHAIN), False),
+        "views": (views, False),
+        "turns": (turns, False),
+        "shortest": (one.neg, False),
+        "read_back": (one.item, True),
+        "wait": (lambda: _wait(device), True),
+        "launch_and_wait": (launch_and_wait, True),
+    }
+    return {name: Task("host", _ready(call), waits=waits) for name, (call, waits) in found.items()}
+
+
+def _ready(call: Callable[[], Any]) -> Callable[[], Callable[[], Any]]:
+    return lambda: call
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def host_costs(timings: Mapping[str, Timing], kind: str) -> HostCosts:
+    """What the host spends.
+
+    Parameters
+    ----------
+    timings
+        Of `host_tasks`.
+    kind
+        cpu or cuda.
+    """
+    on_host = {name: timing.device_ns if kind == "cpu" else timing.host_ns for name, timing in timings.items()}
+    floor = timings["shortest"].device_ns
+    launch = on_host["launch_and_wait"] - on_host["shortest"] - on_host["wait"] - floor
+    return HostCosts(
+        module_call_ns=max(on_host["modules"] - on_host["functions"], 0.0) / _CHAIN,
+        dispatch_ns=on_host["views"] / 3,
+        loop_turn_ns=on_host["turns"] / _TURNS,
+        launch_ns=0.0 if kind == "cpu" else max(launch, 0.0),
+        kernel_floor_ns=floor,
+        synchronise_ns=on_host["read_back"],
+    )
+
+
+def product_tasks(buffer: Buffer, dtypes: tuple[str, ...]) -> dict[tuple[str, int], Task]:
+    """Square matrix products by dtype and side."""
+
+    def prepare(dtype: torch.dtype, side: int) -> Callable[[], Any]:
+        make = Operands(buffer)
+        left, right = (make.tensor(dtype, side, side) for _ in range(2))
+        return lambda: torch.mm(left, right)
+
+    tasks: dict[tuple[str, int], Task] = {}
+    for dtype in dtypes:
+        for number, side in enumerate(_SIDES):
+            larger = _one_of([tasks[dtype, smaller] for smaller in _SIDES[:number]])
+            tasks[dtype, side] = Task(f"product {dtype}", partial(prepare, getattr(torch, dtype), side), larger)
+    return tasks
+
+
+def copy_tasks(buffer: Buffer) -> dict[int, Task]:
+    """Streaming copies by the bytes that they move."""
+
+    def prepare(moved: int) -> Callable[[], Any]:
+        make = Operands(buffer)
+        source, target = (make.tensor(torch.float32, moved // 8) for _ in range(2))
+        return lambda: target.copy_(source)
+
+    tasks: dict[int, Task] = {}
+    for moved in _COPIED:
+        tasks[moved] = Task("copy", partial(prepare, moved), _one_of(list(tasks.values())))
+    return tasks
+
+
+def _one_of(smaller: list[Task]) -> Callable[[Task], bool]:
+    return lambda task: task in smaller
