@@ -85,7 +85,8 @@ class PlannedLoad:
     def groups(self, forwards: Size) -> Iterator[tuple[int, Size, Size]]:
         """Groups of like experts."""
         for number, (experts, tokens) in enumerate(plan(self.how, self.tokens, self.sizes)):
-            yield number, experts * forwards, tokens
+            # Any of the model's experts can stand for a group, since they are alike.
+            yield min(number, self.sizes.experts - 1), experts * forwards, tokens
 
 
 @attrs.frozen(eq=False)

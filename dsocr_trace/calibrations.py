@@ -46,8 +46,9 @@ SAMPLES: Final = pa.schema(
 _KEY: Final = b"dsocr_trace.calibration"
 _LEAST_SAMPLES: Final = 3
 _CONVERTER: Final = make_converter(forbid_extra_keys=True)
-# The data model names this type for type checkers only.
-attrs.resolve_types(Calibration, localns={"Mapping": Mapping, "Any": Any})
+# The data model imports this type for type checkers only.
+for _kind in (Sample, Calibration):
+    attrs.resolve_types(_kind, localns={"Mapping": Mapping})
 
 
 def save_calibration(calibration: Calibration, path: Path, *, force: bool = False) -> Path:

@@ -68,17 +68,16 @@ def examine(output: Path, *, probe: bool = False) -> list[Check]:
     probe
         Record one NVTX range too, which takes about two seconds.
     """
-    checks = [_python(), _results(output), _driver()]
-    if importlib.util.find_spec("torch") is None:
-        checks.append(
-            Check("torch", "not installed: only predict, sweep and reports work", "pip install torch", required=True)
-        )
-    else:
-        from dsocr_trace.doctor_torch import examine_torch  # noqa: PLC0415
-
-        checks += examine_torch()
     nsys = find_tool("nsys")
-    return [*checks, _nsys(nsys), _nvtx(nsys, probe=probe), _ncu()]
+    return [
+        _python(),
+        _results(output),
+        _driver(),
+        *_torch(),
+        _nsys(nsys),
+        _nvtx(nsys, probe=probe),
+        _ncu(),
+    ]
 
 
 def is_ready(checks: Sequence[Check]) -> bool:
@@ -116,6 +115,18 @@ def _driver() -> Check:
         return Check("driver", f"NVIDIA {pynvml.nvmlSystemGetDriverVersion()}, {count} GPUs")
     finally:
         pynvml.nvmlShutdown()
+
+
+def _torch() -> list[Check]:
+    if importlib.util.find_spec("torch") is None:
+        found = "not installed: only predict, sweep and reports work"
+        return [Check("torch", found, "pip install torch", required=True)]
+    try:
+        from dsocr_trace.doctor_torch import examine_torch  # noqa: PLC0415
+    except (ImportError, OSError) as error:
+        found = f"does not load: {str(error).splitlines()[0]}"
+        return [Check("torch", found, "pip install --force-reinstall torch", required=True)]
+    return examine_torch()
 
 
 def _nsys(nsys: Tool | None) -> Check:

@@ -101,7 +101,7 @@ def join(recording: Recording, run: Run | None = None) -> Joined:
         return Joined(found, counters=measured)
     calls = run.calls[run.calls["pass"] == TRACED]
     place = ["page", "stage", "step", "module_path"]
-    same_calls = reconcile(calls[place], found.recorded.calls[place], least_events=1.0)
+    same_calls = reconcile(calls[place], found.recorded.calls[place], least_events=1.0, what="calls")
     if same_calls.withheld is None:
         found = found.beside(run.predictions)
     else:

@@ -75,6 +75,7 @@ def manifest(
             "provenance": hardware.provenance,
             "tensor_flops_per_s": hardware.tensor_peak(str(job.dtype).removeprefix("torch.")),
             "memory_bytes_per_s": hardware.memory_bytes_per_s.value,
+            "figures": attrs.asdict(hardware),
         },
         "pages": [_page(page) for page in measurement.pages],
         "passes": {

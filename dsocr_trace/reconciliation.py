@@ -196,6 +196,7 @@ def reconcile(
     *,
     least_events: float = LEAST_EVENTS,
     least_time: float = LEAST_TIME,
+    what: str = "events",
 ) -> Reconciliation:
     """Compare two accounts of the same forwards, place by place.
 
@@ -206,6 +207,8 @@ def reconcile(
         ``duration_ns``. What belongs to no module counts as a module of the name ``unclassified``.
     least_events, least_time
         Shares below which the verdict is withheld.
+    what
+        What the rows are called.
     """
     place = [name for name in _PLACE if name in ours and name in theirs]
     timed = "duration_ns" in ours and "duration_ns" in theirs
@@ -223,7 +226,7 @@ def reconcile(
         modules=both.reset_index().groupby(_MODULE, sort=False).agg(how | {"agrees": "all"}).reset_index(),
         event_share=event_share,
         time_share=time_share,
-        withheld=_withheld((event_share, least_events, "events"), (time_share, least_time, "time")),
+        withheld=_withheld((event_share, least_events, what), (time_share, least_time, "time")),
     )
 
 

@@ -183,8 +183,17 @@ def _staged(recording: Recording, ranges: pa.Table, paths: Iterable[str]) -> tup
 
 
 def _generations(calls: pd.DataFrame) -> list[int]:
-    """Number of forwards in each generation: one begins with the forward that runs the vision part, and at first."""
-    forwards = calls.loc[calls["module_path"] == "", "start_ns"].to_numpy()
+    """Number of forwards in each generation: one begins with the forward that runs the vision part, and at first.
+
+    Raises
+    ------
+    TraceError
+        If forwards overlap.
+    """
+    roots = calls[calls["module_path"] == ""]
+    forwards = roots["start_ns"].to_numpy()
+    if (forwards[1:] < np.maximum.accumulate(roots["end_ns"].to_numpy())[:-1]).any():
+        raise TraceError("forwards overlap in time, as those of several processes or threads do")
     vision = calls.loc[_is_vision(calls["module_path"]), "start_ns"].to_numpy()
     first = np.union1d([0], np.searchsorted(forwards, vision, side="right") - 1)
     return [int(count) for count in np.diff([*first[first >= 0], len(forwards)])]

@@ -143,7 +143,7 @@ def _recorded(job: Job, measurement: Measurement, scratch: Path, folder: Path, p
         },
     }
     if keep:
-        shutil.copy(capture.report, folder / REPORT)
+        _keep(capture.report, folder)
     notes = () if keep or job.options.keep_capture is False else (_NOT_KEPT,)
     found = Stage2(summary, {"stage2": rows}, (*_difference(rows), *notes))
     if job.device.type != "cuda":
@@ -165,6 +165,13 @@ def _capture(job: Job, measurement: Measurement, nsys: Tool, scratch: Path) -> _
             _outcome(scratch)  # what the program itself says explains more
         raise
     return _Capture(report, target, _checked_wall(_outcome(scratch), measurement), is_private)
+
+
+def _keep(report: Path, folder: Path) -> None:
+    try:
+        shutil.copy(report, folder)
+    except OSError as error:
+        raise TraceError(f"the recording cannot be kept: {error.strerror}; use --no-keep-capture") from error
 
 
 def _outcome(scratch: Path) -> dict[str, Any]:

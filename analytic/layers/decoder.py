@@ -161,7 +161,7 @@ class Router(Layer):
     def forward(self, at: Scope, rows: Size) -> None:
         """Route `rows` vectors."""
         weight = self.experts * self.width
-        at.op("views", "other", op.view() * 2)  # tokens as one matrix, and the weight transposed
+        at.op("views", "other", op.view())
         casts = op.cast(rows * self.width, at.dtype, FP32) + op.cast(weight, at.dtype, FP32, weights=weight)
         at.op("cast_to_fp32", "copy", casts)
         if at.dtype == FP32:
@@ -185,7 +185,7 @@ class MixtureOfExperts(Layer):
     def forward(self, at: Scope, rows: Size, load: ExpertLoad) -> None:
         """Apply to `rows` vectors, of which the experts get their `load`."""
         self.gate.forward(at.child("gate"), rows)
-        at.op("views", "other", op.view() * 6)
+        at.op("views", "other", op.view() * 5)
         self._dispatch(at, rows)
         for number, forwards, tokens in load.groups(at.forwards):
             attrs.evolve(at, forwards=forwards).op("token_slices", "other", op.view())

@@ -90,8 +90,7 @@ class OcrModel(Layer):
     def decode(self, at: Scope, shape: SequenceShape) -> None:
         """Run the decoder on new positions."""
         self.embed_tokens.forward(at.child("embed_tokens"), shape.rows)
-        at.op("position_ids", "embedding", op.fill(shape.positions, INT64))
-        at.op("position_views", "other", op.view())
+        at.op("position_ids", "embedding", op.fill(shape.positions, INT64) + op.view())
         for scope, index, layer in at.each("layers", self.layers):
             layer.forward(scope, shape, index)
         self.norm.forward(at.child("norm"), shape.rows)

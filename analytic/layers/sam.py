@@ -79,7 +79,7 @@ class SamAttention(Layer):
         positions = side * side
         elements = maps * positions * self.heads * self.head_dim
         self.qkv.forward(at.child("qkv"), maps * positions)
-        at.op("views", "other", op.view() * 43)
+        at.op("views", "other", op.view() * 41)
         if maps > 1:  # the heads of a single map need no copy
             at.op("qkv_split", "copy", op.copy(3 * elements, at.dtype))
         self._bias(at, maps, side)

@@ -42,6 +42,11 @@ class Operator:
         cost = found if isinstance(found, Cost) else found.cost
         return Steps((OperatorCall(self, args, kwargs, parts),), cost)
 
+    @property
+    def backward_formula(self) -> Formula | None:
+        """Its own formula of the backward pass, if it has one."""
+        return self._backward
+
     def backward(self, formula: Formula) -> Formula:
         """Give the formula of the backward pass, with the same parameters (a decorator)."""
         self._backward = formula

@@ -53,11 +53,21 @@ def elementwise(
 
 @elementwise.backward
 def _(elements: Size, dtype: Dtype, *, operands: int = 1, flops: int = 1, shared: Size = 0, weights: Size = 0) -> Cost:
-    """For each full-size operand the gradient times a derivative; for broadcast ones its sum. An addition does less."""
+    """For each operand the gradient times a derivative, which is then summed for broadcast ones, taken as one operand.
+
+    An addition does less: its derivatives are 1.
+    """
     broadcast = shared + weights
     each = _elementwise(elements, dtype, 2, flops)
-    summed = Cost(read=dtype.traffic(elements), vector_flops=elements) if _given(broadcast) else Cost()
-    return each * operands + summed + Cost(written=dtype.traffic(broadcast), activation_bytes=broadcast * dtype.bytes)
+    if not _given(broadcast):
+        return each * operands
+    summed = Cost(
+        vector_flops=elements,
+        read=dtype.traffic(elements),
+        written=dtype.traffic(broadcast),
+        activation_bytes=broadcast * dtype.bytes,
+    )
+    return each * (operands + 1) + summed
 
 
 def _given(size: Size) -> bool:

@@ -111,7 +111,7 @@ def run(
         with ProgressDisplay(quiet=quiet) as progress:
             path = run_pipeline(resolved, progress)
         _print_run(path, as_json=as_json)
-        _require_stage2(path, options["stage"])
+        require_stage2(path, options["stage"])
 
 
 def _print_run(path: Path, *, as_json: bool) -> None:
@@ -122,15 +122,35 @@ def _print_run(path: Path, *, as_json: bool) -> None:
     from dsocr_trace.store import load  # noqa: PLC0415
 
     finished = load(path)
+    stage2 = finished.manifest["stage2"]
     tables = {name: finished.table(name) for name in ("attribution", "pages")}
     if as_json:
-        click.echo(json.dumps(summary(str(path), finished.manifest, tables)))
-    else:
-        print_summary(str(path), finished.manifest, tables)
+        click.echo(json.dumps(summary(str(path), finished.manifest, tables) | {"stage2": stage2}))
+        return
+    print_summary(str(path), finished.manifest, tables)
+    if stage2 and "failure" not in stage2:
+        found = stage2["agreement"]
+        click.echo(
+            f"stage 2: {found['ranges']:,} ranges for {found['calls']:,} calls, "
+            f"{found['modules'] - found['modules_differing']:,} of {found['modules']:,} modules agree"
+        )
 
 
-def _require_stage2(path: Path, stage: str) -> None:
-    """Say why Stage 2 has no result; the run stays, and the command fails only where the stage was asked for alone."""
+def require_stage2(path: Path, stage: str) -> None:
+    """Say why Stage 2 has no result; the run stays.
+
+    Parameters
+    ----------
+    path
+        The run's directory.
+    stage
+        What was asked for.
+
+    Raises
+    ------
+    DsocrTraceError
+        If there is none, and it was asked for by its number.
+    """
     from analytic.errors import DsocrTraceError  # noqa: PLC0415
     from dsocr_trace.store import load  # noqa: PLC0415
 

@@ -120,7 +120,7 @@ def _backward(operator: Operator, math: Callable[[Any], str]) -> str:
 
 
 def _backward_docstring(operator: Operator) -> Docstring:
-    return docstring(operator._backward)  # noqa: SLF001  its text is for this page alone
+    return docstring(operator.backward_formula)
 
 
 def _derivation(operator: Operator, described: Docstring, math: Callable[[Any], str]) -> str:

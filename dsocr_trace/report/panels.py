@@ -96,6 +96,7 @@ def panels(
         if logy:
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(FuncFormatter(plain))
+            axis.yaxis.set_minor_formatter(FuncFormatter(plain_between))
         axis.xaxis.set_tick_params(labelbottom=True)
     figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel(ylabel, fontsize=9)
@@ -105,6 +106,11 @@ def panels(
 def plain(value: float, _: int) -> str:
     """Number of a tick, without exponent."""
     return f"{value:,.10g}"
+
+
+def plain_between(value: float, _: int) -> str:
+    """Number of a tick between powers of ten, of which only some have room."""
+    return f"{value:,.10g}" if f"{value:e}"[0] in "25" else ""
 
 
 def line(  # noqa: PLR0917  what is drawn, then how

@@ -25,6 +25,7 @@ from dsocr_trace.report.panels import (
     on_first,
     panels,
     plain,
+    plain_between,
     shares,
     smallest_batch,
     target,
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
     from dsocr_trace.sweeps import Sweep
 
-#: Of a title, per inch.
+#: Of a title, per inch of a picture's width but for that of its legend.
 _CHARACTERS: Final = 12
+_LEGEND: Final = 2.2
 _MS, _GB, _TFLOP = 1e6, 1e9, 1e12
 
 
@@ -54,7 +56,7 @@ def save_plots(sweep: Sweep, folder: Path) -> dict[str, str]:
     with mpl.rc_context(STYLE):
         for name, draw in _PICTURES[sweep.kind].items():
             figure, caption = draw(sweep)
-            title = textwrap.fill(caption, int(_CHARACTERS * figure.get_figwidth()))
+            title = textwrap.fill(caption, int(_CHARACTERS * (figure.get_figwidth() - _LEGEND)))
             figure.suptitle(title, x=0.01, ha="left", fontsize=11)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.png", dpi=150)
@@ -212,6 +214,7 @@ def _decode_throughput(sweep: Sweep) -> tuple[Figure, str]:
         frame = sweep.table[sweep.table.hardware == name].assign(tpot_ms=sweep.table.tpot_ns / _MS)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(plain))
+        axis.xaxis.set_minor_formatter(FuncFormatter(plain_between))
         for colour, tokens in zip(SIZE_COLOURS, shown, strict=True):
             group = frame[frame.max_new_tokens == tokens].sort_values("batch_size")
             hollow = ~group.fits_device_memory

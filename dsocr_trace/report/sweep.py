@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _VARIED: Final = {"vision": "Grid", "sequence": "Prompt", "decode": "New tokens", "profiles": "Profile"}
 _GRIDS: Final = ("none", "1x2", "2x2", "2x3", "3x3", "4x4", "6x6")
 _SIZES: Final = (512, 2048)
-_MEASURES: Final = ("Batch", "Vision", "Prefill", "TTFT", "TPOT", "Memory", "Fits", "Decode bound by")
+_MEASURES: Final = ("Batch", "TTFT", "TPOT", "Tokens/s", "Memory", "Fits", "Bound by")
 _ASSUMPTIONS: Final = """\
 - Times are a roofline per operator call: the longer of arithmetic at peak and traffic at full bandwidth. They are a
   lower bound; launches, the host and everything below peak come on top.
@@ -223,10 +223,9 @@ def _rows(sweep: Sweep) -> Iterator[Sequence[str]]:
             row.hardware,
             varied[sweep.kind],
             f"{row.batch_size}",
-            duration(row.vision_ns),
-            duration(row.prefill_ns),
             duration(row.ttft_ns),
             duration(row.tpot_ns) if row.max_new_tokens > 1 else "-",
+            f"{row.tokens_per_second:,.0f}",
             quantity(row.memory_needed_bytes, "B"),
             "yes" if row.fits_device_memory else "no",
             row.decode_regime.removesuffix("-bound"),
@@ -235,10 +234,13 @@ def _rows(sweep: Sweep) -> Iterator[Sequence[str]]:
 
 def print_sweep(sweep: Sweep, path: Path) -> None:
     """Print some of the points, what the sweep says, and where its files lie."""
-    table = plain_table(f"Sweep of {_TITLES[sweep.kind]}: some of {len(sweep.table):,} predictions", "Device")
+    shown = list(_rows(sweep))
+    which = "" if len(shown) == len(sweep.table) else f"{len(shown)} of "
+    title = f"Sweep of {_TITLES[sweep.kind]}: {which}{len(sweep.table):,} predictions"
+    table = plain_table(title, "Device")
     for name in (_VARIED[sweep.kind], *_MEASURES):
-        table.add_column(name, justify="left" if name in {"Grid", "Profile", "Fits", "Decode bound by"} else "right")
-    for row in _rows(sweep):
+        table.add_column(name, justify="left" if name in {"Grid", "Profile", "Fits", "Bound by"} else "right")
+    for row in shown:
         table.add_row(*row)
     result_console().print(
         table, *(f"- {line}" for line in findings(sweep)), "", f"Page, pictures and tables: {path}", sep="\n"

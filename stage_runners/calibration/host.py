@@ -24,6 +24,9 @@ _TURNS: Final = 64
 _SIDES: Final = (512, 1024, 2048, 4096, 8192)
 #: Bytes that streaming copies move: reading and writing, from within the first cache to beyond the last.
 _COPIED: Final = tuple(1 << exponent for exponent in range(12, 30))
+#: What is watched for drift: a product of this side, and a copy that moves these bytes.
+CONTROL_SIDE: Final = 512
+CONTROL_BYTES: Final = 1 << 24
 
 
 class _Nothing(nn.Module):
@@ -74,7 +77,7 @@ def host_tasks(device: torch.device) -> dict[str, Task]:
         "wait": (lambda: _wait(device), True),
         "launch_and_wait": (launch_and_wait, True),
     }
-    return {name: Task("host", _ready(call), waits=waits) for name, (call, waits) in found.items()}
+    return {name: Task("host", _ready(call), waits=waits, indispensable=True) for name, (call, waits) in found.items()}
 
 
 def _ready(call: Callable[[], Any]) -> Callable[[], Callable[[], Any]]:
@@ -121,7 +124,8 @@ def product_tasks(buffer: Buffer, dtypes: tuple[str, ...]) -> dict[tuple[str, in
     for dtype in dtypes:
         for number, side in enumerate(_SIDES):
             larger = _one_of([tasks[dtype, smaller] for smaller in _SIDES[:number]])
-            tasks[dtype, side] = Task(f"product {dtype}", partial(prepare, getattr(torch, dtype), side), larger)
+            make = partial(prepare, getattr(torch, dtype), side)
+            tasks[dtype, side] = Task(f"product {dtype}", make, larger, indispensable=side == CONTROL_SIDE)
     return tasks
 
 
@@ -135,7 +139,8 @@ def copy_tasks(buffer: Buffer) -> dict[int, Task]:
 
     tasks: dict[int, Task] = {}
     for moved in _COPIED:
-        tasks[moved] = Task("copy", partial(prepare, moved), _one_of(list(tasks.values())))
+        larger = _one_of(list(tasks.values()))
+        tasks[moved] = Task("copy", partial(prepare, moved), larger, indispensable=moved <= CONTROL_BYTES)
     return tasks
 
 

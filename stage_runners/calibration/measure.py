@@ -115,12 +115,15 @@ class Task:
         Whether it surely takes longer than another task.
     waits
         Whether the call itself waits for the device.
+    indispensable
+        Whether it stays, however long it takes.
     """
 
     group: str
     prepare: Callable[[], Callable[[], Any]]
     larger_than: Callable[[Task], bool] = attrs.field(default=lambda _: False, repr=False)
     waits: bool = False
+    indispensable: bool = False
 
 
 @attrs.frozen
@@ -219,7 +222,7 @@ def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, prog
         except (OperandsTooLargeError, torch.OutOfMemoryError):
             continue
         took = min(reading.device_ns for reading in readings)
-        if took < bound:
+        if took < bound or task.indispensable:
             found[task] = max(took, 1.0)
         # The next larger one takes several times as long.
         if took > bound / 2:
@@ -228,7 +231,7 @@ def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, prog
 
 
 def affordable(found: Mapping[Task, float], limits: Limits) -> dict[Task, float]:
-    """The tasks for which the budget suffices: the longest of the group that takes most goes first.
+    """The tasks for which the budget suffices: the longest one of the group that takes most is the first to go.
 
     Parameters
     ----------
@@ -237,20 +240,20 @@ def affordable(found: Mapping[Task, float], limits: Limits) -> dict[Task, float]
     limits
         What all rounds may take.
     """
-    groups: dict[str, list[tuple[float, Task]]] = {}
-    for task, took in found.items():
-        groups.setdefault(task.group, []).append((took, task))
-    for members in groups.values():
-        members.sort(key=lambda member: member[0])
-    costs = {name: sum(_visit_ns(took) for took, _ in members) for name, members in groups.items()}
+    groups: dict[str, list[Task]] = {}
+    for task in sorted(found, key=found.__getitem__):
+        groups.setdefault(task.group, []).append(task)
+    costs = {name: sum(_visit_ns(found[task]) for task in tasks) for name, tasks in groups.items()}
+    dropped: set[Task] = set()
     while sum(costs.values()) * limits.rounds > limits.budget_s * _NS_PER_S:
-        shrinkable = [name for name, members in groups.items() if len(members) > _KEPT]
-        if not shrinkable:
+        open_groups = [name for name, tasks in groups.items() if len(tasks) > _KEPT and not tasks[-1].indispensable]
+        if not open_groups:
             break
-        name = max(shrinkable, key=costs.__getitem__)
-        costs[name] -= _visit_ns(groups[name].pop()[0])
-    kept = {task for members in groups.values() for _, task in members}
-    return {task: took for task, took in found.items() if task in kept}
+        name = max(open_groups, key=costs.__getitem__)
+        task = groups[name].pop()
+        costs[name] -= _visit_ns(found[task])
+        dropped.add(task)
+    return {task: took for task, took in found.items() if task not in dropped}
 
 
 def _visit_ns(took: float) -> float:

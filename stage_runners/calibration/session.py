@@ -15,7 +15,14 @@ import torch
 from analytic.timing.calibration import Calibration, Sample
 from stage_runners.calibration.executors import call_of
 from stage_runners.calibration.grids import grid
-from stage_runners.calibration.host import copy_tasks, host_costs, host_tasks, product_tasks
+from stage_runners.calibration.host import (
+    CONTROL_BYTES,
+    CONTROL_SIDE,
+    copy_tasks,
+    host_costs,
+    host_tasks,
+    product_tasks,
+)
 from stage_runners.calibration.measure import CpuStopwatch, CudaStopwatch, Limits, Task, affordable, first_look, measure
 from stage_runners.calibration.operands import Buffer
 from stage_runners.devices import available_bytes
@@ -27,18 +34,16 @@ if TYPE_CHECKING:
     from stage_runners.calibration.grids import Point
     from stage_runners.calibration.measure import Progress, Timing
 
-#: Most memory for operands, and its largest share of what is available.
+#: Least and most memory for operands, and its largest share of what is available.
+_LEAST_BYTES: Final = 1 << 25
 _OPERAND_BYTES: Final = 1 << 30
 _SHARE: Final = 1 / 8
 #: For each dtype of a model: its rounds, and its longest call.
-_BUDGET_S: Final = 55.0
+_BUDGET_S: Final = 50.0
 _CALL_S: Final = 0.04
 #: Noisy is what exceeds these: the median spread of all tasks, and the drift of a control from first to last round.
 NOISY_SPREAD: Final = 0.15
 NOISY_DRIFT: Final = 0.10
-#: The controls: a product of this side, and a copy that moves these bytes.
-_CONTROL_SIDE: Final = 512
-_CONTROL_BYTES: Final = 1 << 24
 _FP32: Final = "float32"
 
 
@@ -108,7 +113,7 @@ class _Bench:
     """Everything that is measured of a device, and what its times say."""
 
     def __init__(self, device: torch.device, points: Sequence[Point], dtypes: Sequence[str]) -> None:
-        size = int(min(_OPERAND_BYTES, available_bytes(device) * _SHARE))
+        size = max(_LEAST_BYTES, min(_OPERAND_BYTES, int(available_bytes(device) * _SHARE)))
         self._buffer = Buffer(device, size)
         self._kind = device.type
         self._host = host_tasks(device)
@@ -150,10 +155,10 @@ class _Bench:
     def noise(self, timings: Mapping[Task, Timing]) -> dict[str, Any]:
         """How far the readings can be trusted."""
         controls = [
-            *(self._products[key] for key in self._products if key[1] == _CONTROL_SIDE),
-            self._copies[_CONTROL_BYTES],
+            *(self._products[key] for key in self._products if key[1] == CONTROL_SIDE),
+            self._copies[CONTROL_BYTES],
         ]
-        drift = max((timings[task].drift for task in controls if task in timings), key=abs)
+        drift = max((timings[task].drift for task in controls), key=abs)
         spread = float(np.median([timing.spread for timing in timings.values()]))
         noisy = spread > NOISY_SPREAD or abs(drift) > NOISY_DRIFT
         return {"noisy": noisy, "median_spread": round(spread, 4), "control_drift": round(drift, 4)}

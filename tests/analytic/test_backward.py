@@ -179,6 +179,8 @@ def without_products() -> list[Any]:
 
 #: Matrix products, tested above, and what autograd never goes back through.
 REST = {"linear", "conv2d", "bmm", "sdpa", "sdpa_with_bias", "attention_eager", "rope_tables", "sort", "fill"}
+#: What keeps only the host busy, there and back.
+REST |= {"view", "host_loop", "to_host"}
 
 
 @pytest.mark.parametrize(("name", "sizes", "result", "operands"), without_products())

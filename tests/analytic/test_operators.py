@@ -60,7 +60,9 @@ BATCH = {
     **dict.fromkeys(("linear", "embedding", "layer_norm", "rms_norm", "softmax"), ("rows",)),
     **dict.fromkeys(("topk", "gather", "scatter", "index_put"), ("rows",)),
     **dict.fromkeys(("gelu", "quick_gelu", "silu", "swiglu", "elementwise"), ("elements",)),
-    **dict.fromkeys(("sort", "cat", "copy", "cast", "fill"), ("elements",)),
+    **dict.fromkeys(("sort", "cat", "copy", "cast", "fill", "to_host"), ("elements",)),
+    "view": (),
+    "host_loop": ("turns",),
 }
 #: Sizes of which a formula holds the square; it is linear in all others.
 SQUARED = {"conv2d": {"kernel", "in_side", "out_side"}, "sdpa": {"queries"}}

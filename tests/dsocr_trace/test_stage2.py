@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from analytic.errors import DsocrTraceError
+from dsocr_trace.commands.run import require_stage2
 from dsocr_trace.schemas import STAGE2_TABLES
 from dsocr_trace.stage2 import Stage2, _Capture, _with_counters, _with_events
 from dsocr_trace.store import RunWriter, load
@@ -110,11 +115,18 @@ def test_counters_become_a_table_that_can_be_written(tmp_path, monkeypatch, fini
     root = run.modules["module_class"].iloc[0]
     column = "Id:Domain:Start/Stop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg,Push/Pop_Range"
     stack = f'7  ""dsocr-trace:{root}:n:n:n:n:n:n""  ""dsocr-trace:lm_head:n:n:n:n:n:n""'
-    (tmp_path / "raw.csv").write_text(
-        f'"ID","Process ID","Kernel Name","Stream","Device","{column}","gpu__time_duration.sum","dram__bytes_read.sum"\n'
-        '"","","","","","","nsecond","byte"\n'
-        f'"0","7","{GEMM}","7","0","{stack}","50","4096"\n'
-    )
+    names = [
+        "ID",
+        "Process ID",
+        "Kernel Name",
+        "Stream",
+        "Device",
+        column,
+        "gpu__time_duration.sum",
+        "dram__bytes_read.sum",
+    ]
+    rows = [names, [*[""] * 6, "nsecond", "byte"], ["0", "7", GEMM, "7", "0", stack, "50", "4096"]]
+    (tmp_path / "raw.csv").write_text("".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in rows))
     body = f"case $* in *--import*) cat {tmp_path}/raw.csv;; *) : > {tmp_path}/counters.ncu-rep;; esac"
     fake_ncu(tmp_path, monkeypatch, body)
     made = _with_counters(found, capture(tmp_path), recording, run.modules, lambda *_: None)
@@ -145,3 +157,29 @@ def test_a_missing_ncu_leaves_one_note(tmp_path, monkeypatch, finished, recordin
     monkeypatch.setattr(nsight, "_FOLDERS", ())
     made = _with_counters(found, capture(tmp_path), recording, finished[0].modules, lambda *_: None)
     assert [note.partition(" (")[0] for note in made.notes] == ["no hardware counters: Nsight Compute"]
+
+
+@pytest.mark.parametrize(
+    ("stage2", "stage", "fails"), [(None, "1", False), ({"tools": {}}, "2", False), ("why", "2", True)]
+)
+def test_only_stage_2_asked_for_by_number_must_succeed(tmp_path, stage2, stage, fails):
+    content = {"failure": stage2} if isinstance(stage2, str) else stage2
+    (tmp_path / "run.json").write_text(json.dumps({"stage2": content}))
+    if not fails:
+        require_stage2(tmp_path, stage)
+        return
+    with pytest.raises(DsocrTraceError, match="no stage 2: why"):
+        require_stage2(tmp_path, stage)
+
+
+def test_for_all_stages_a_failure_is_a_line(tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps({"stage2": {"failure": "why"}}))
+    require_stage2(tmp_path, "all")
+    assert capsys.readouterr().err == "dsocr-trace: no stage 2: why\n"
+
+
+@pytest.mark.parametrize("name", STAGE2_TABLES)
+def test_every_column_is_documented(name):
+    text = (Path(__file__).parents[2] / "docs" / "nsight.md").read_text(encoding="utf-8")
+    section = re.search(rf"### `{name}.parquet`\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == STAGE2_TABLES[name].names

@@ -16,7 +16,8 @@ from PIL import Image
 import dsocr_trace
 from analytic.errors import InputError
 from dsocr_trace.report.findings import findings
-from dsocr_trace.sweeps import KINDS, WORKING_SET, regimes, sweep_words
+from dsocr_trace.sweep_columns import WORKING_SET, regimes
+from dsocr_trace.sweeps import KINDS, sweep_words
 
 DEVICES = ("h200", "l4")
 FLOPS_AND_BYTES = ("tensor_flops", "vector_flops", "bytes_read", "bytes_written", "weight_bytes")
@@ -81,7 +82,7 @@ def test_whole_numbers_are_whole(kind, tables):
     """A number with a unit that has no fractions is an int64; only rates, shares, means and crossings are not."""
     for name, dtype in tables[kind].dtypes.items():
         if (
-            dtype != "bool"
+            dtype.kind in "iuf"
             and name.endswith(("_bytes", "_flops", "_ns", "_px", "_len", "_tokens", "positions"))
             and name != "tpot_ns"
         ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +33,18 @@ needs_namespaces = pytest.mark.skipif(not isolation(), reason="unshare cannot ma
 
 def run(folder, *arguments, **environment):
     command = [
-        sys.executable, "-m", "dsocr_trace", "run", "--workload", "dsocr-smoke-v1", "--device", "cpu", "--output", folder,
-        "--run-id", "run", "--max-new-tokens", "3", "--quiet", "--json", *arguments,
+        sys.executable, "-m", "dsocr_trace", "run", "--workload", "dsocr-smoke-v1", "--device", "cpu", "--quiet",
+        "--output", str(folder), "--run-id", "run", "--max-new-tokens", "3", "--json", *arguments,
     ]  # fmt: skip
-    return subprocess.run(
-        list(map(str, command)), env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def exported_to(folder, finished):
+    """The kept recording as SQLite."""
+    path = folder / "report.sqlite"
+    export = [NSYS.path, "export", "--type", "sqlite", "--output", path, finished.path / "stage2.nsys-rep"]
+    subprocess.run(export, capture_output=True, check=True)  # noqa: S603
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +92,24 @@ def test_the_manifest_says_what_recorded_it_and_at_what_cost(finished):
 
 @needs_nsys
 @needs_namespaces
+def test_ranges_carry_stage_and_step(finished, tmp_path):
+    exported = exported_to(tmp_path, finished)
+    with contextlib.closing(sqlite3.connect(exported)) as file:
+        stages = file.execute(
+            "SELECT names.text, COUNT(*) FROM NVTX_EVENTS calls JOIN NVTX_EVENTS names ON names.eventType = 33 "
+            "AND names.domainId = calls.domainId AND names.category = calls.category WHERE calls.eventType = 59 GROUP BY 1"
+        ).fetchall()
+        steps = file.execute(
+            "SELECT int64Value FROM NVTX_EVENTS WHERE eventType = 59 AND int64Value IS NOT NULL ORDER BY start"
+        ).fetchall()
+    assert dict(stages) == finished.callgraph.groupby("stage")["call_count"].sum().to_dict()
+    assert steps == [(0,), (1,), (2,)]
+
+
+@needs_nsys
+@needs_namespaces
 def test_no_secret_is_in_any_file(finished, tmp_path):
-    exported = tmp_path / "report.sqlite"
-    export = [NSYS.path, "export", "--type", "sqlite", "--output", exported, finished.path / "stage2.nsys-rep"]
-    subprocess.run(export, capture_output=True, check=True)
+    exported = exported_to(tmp_path, finished)
     files = [exported, *(path for path in finished.path.rglob("*") if path.is_file())]
     assert finished.path / "stage2.nsys-rep" in files
     for path in files:

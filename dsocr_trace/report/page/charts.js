@@ -132,7 +132,9 @@ function addExperts(experts) {
   const stages = STAGES.filter((stage) => experts.some((row) => row.stage === stage));
   let stage = stages.at(-1);
   document.getElementById("expert-chart").style.height = `${110 + 20 * layers.length}px`;
-  const { redraw } = addChart("expert-chart", "canvas", () => {
+  // Elements print well, and become slow when there are many.
+  const renderer = layers.length * most > 2000 ? "canvas" : "svg";
+  const { redraw } = addChart("expert-chart", renderer, () => {
     const mine = experts.filter((row) => row.stage === stage);
     const highest = Math.max(1, ...mine.map((row) => row.calls));
     const axis = { type: "category", axisLabel: muted(), axisLine: { show: false }, axisTick: { show: false }, nameTextStyle: muted() };
@@ -143,14 +145,14 @@ function addExperts(experts) {
         formatter: ({ data }) => tip(`Expert ${data[0]}`, layers[data[1]], [["Calls", count(data[2])]]),
       },
       grid: { left: 8, right: 12, top: 8, bottom: 76, containLabel: true },
-      xAxis: { ...axis, data: Array.from({ length: most }, (_, number) => number), name: "expert", nameLocation: "middle", nameGap: 26 },
+      xAxis: { ...axis, data: Array.from({ length: most }, (_, number) => number), name: `expert (${stage})`, nameLocation: "middle", nameGap: 26 },
       yAxis: { ...axis, data: layers, inverse: true, axisLabel: { ...muted(), formatter: (name) => `layer ${name.match(/\.(\d+)/)?.[1] ?? name}` } },
       visualMap: {
         min: 0, max: highest, calculable: false, orient: "horizontal", left: 0, bottom: 0, itemWidth: 12, itemHeight: 160,
         text: [`${count(highest)} calls`, "0"], textStyle: muted(), inRange: { color: [colour("raised"), colour("roof"), colour("ink")] },
       },
       series: {
-        type: "heatmap", progressive: 0, itemStyle: { borderColor: colour("paper"), borderWidth: 1 },
+        type: "heatmap", itemStyle: { borderColor: colour("paper"), borderWidth: 1 },
         data: mine.map((row) => [row.expert, layers.indexOf(row.layer), row.calls]),
       },
     };

@@ -71,7 +71,7 @@ def _first(kinds: pd.DataFrame) -> str:
     return (
         f"{instances}{top['module_class']} in {top['stage']} ({top['kind'] or 'the root'}): "
         f"{duration(top['scaled_self_ns'])} on the device, {percent(top['scaled_self_ns'] / whole)} of all. "
-        f"Predicted are {duration(top['predicted_self_ns'])}, so it could give up to "
+        f"The prediction is {duration(top['predicted_self_ns'])}, so it could give up to "
         f"{duration(top['excess_ns'])}, {percent(top['excess_ns'] / whole)} of the device time."
     )
 

@@ -199,6 +199,7 @@ class Icicle {
   }
 
   option(pixels) {
+    drawRamp();
     this.pixels = pixels;
     const { start, end } = this.zoomed;
     const look = {

@@ -13,8 +13,6 @@ function start() {
   for (const row of [...rows.modules, ...rows.kinds]) row.ratio = divided(row.scaled_self_ns, row.predicted_self_ns);
   addStageChart(rows.stages);
   const icicle = new Icicle(rows.modules, rows.unclassified);
-  drawn.push({ chart: { resize() {} }, redraw: drawRamp });
-  drawRamp();
   if (document.getElementById("roof-chart")) {
     addRoofline(rows.kinds, run.hardware);
     openTable("kinds", rows.kinds);
@@ -24,7 +22,7 @@ function start() {
   addTable("operators", rows.operators);
   addCount("kernels", addTable("kernels", rows.kernels), run.left_out.kernels);
   addTable("unclassified", rows.unclassified);
-  addTable("calls", nested(rows.calls), { dataTree: true, dataTreeStartExpanded: true, dataTreeChildIndent: 18, dataTreeFilter: true });
+  addTable("calls", nested(rows.calls), { dataTree: true, dataTreeStartExpanded: true, dataTreeChildIndent: 18, dataTreeFilter: true, printRowRange: "active", renderVertical: "basic" });
   addMemory(rows.memory);
   addTable("memory", rows.memory);
   if (rows.experts.length) openTable("experts", rows.experts);

@@ -1,6 +1,6 @@
 // Sortable and filterable tables; only the rows in view are in the page.
 const MOST_HEIGHT = 560;
-const PRINTED_ROWS = 40;
+const PRINTED_ROWS = 25;
 
 // A fixed unit keeps numbers comparable. All values that it is for set it, so that the largest has up to five digits.
 function commonUnit(values, scales) {
@@ -15,16 +15,19 @@ function fixed(value, scale) {
   return number.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 }
 
+// Long names may break after punctuation.
+const breakable = (name) => escaped(name).replace(/[.:,]+(?=[^.:,])/g, "$&<wbr>");
+
 // The kinds of columns. Each takes the table's rows, its field and its title.
 const text = (field, title, more) => () => ({ field, title, headerFilter: "input", headerFilterPlaceholder: "contains", minWidth: 92, ...more });
-const path = (field, title, more) => text(field, title, { cssClass: "mono", minWidth: 220, formatter: (cell) => escaped(cell.getValue() || "(root)"), ...more });
+const path = (field, title, more) => text(field, title, { cssClass: "mono", minWidth: 220, formatter: (cell) => breakable(cell.getValue() || "(root)"), ...more });
 const figure = (field, title, format, scale = 1) => ({
   field, title, hozAlign: "right", headerHozAlign: "right", sorter: "number", headerSortStartingDir: "desc", minWidth: 88,
   formatter: (cell) => format(cell.getValue(), scale),
   headerFilter: "input", headerFilterPlaceholder: "at least",
   headerFilterFunc: (least, value) => value !== null && value / scale >= Number(least),
 });
-const whole = (field, title) => () => figure(field, title, count);
+const whole = (field, title, more) => () => ({ ...figure(field, title, count), ...more });
 const quotient = (field, title) => () => figure(field, title, times);
 // Columns whose names end alike, such as all times, share their unit.
 const measure = (scales, unit, ending) => (field, title) => (rows) => {
@@ -44,7 +47,7 @@ const MODELLED = "○ modelled";
 const TABLES = {
   modules: [
     text("stage", "Stage"), path("module_path", "Module", { widthGrow: 3, minWidth: 300 }), text("module_class", "Class", { minWidth: 130 }),
-    group(MEASURED, whole("calls", "Calls"), whole("event_count", "Events")),
+    group(MEASURED, whole("calls", "Calls"), whole("event_count", "Events", { print: false })),
     group(SCALED, time("scaled_self_ns", "Own"), time("scaled_total_ns", "Total")),
     group(MODELLED, time("predicted_self_ns", "Own"), flop("flops", "Work"), byte("bytes", "Moved"), text("bound", "Bound")),
     quotient("ratio", "Own ÷ predicted"),

@@ -4,6 +4,7 @@ const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = [];
 // A4 upright without its margins, in CSS pixels.
 const PAPER_WIDTH = 680;
+let isPrinting = false;
 
 function colour(name) {
   return getComputedStyle(root).getPropertyValue(`--${name}`).trim();
@@ -32,9 +33,13 @@ const thinLine = () => ({ lineStyle: { color: colour("line") } });
 function addChart(id, renderer, option) {
   const element = document.getElementById(id);
   const chart = echarts.init(element, null, { renderer });
-  const redraw = () => chart.setOption(option(chart.getWidth()), { notMerge: true });
+  const redraw = () => {
+    // Blocks of a custom series keep the labels of those before them otherwise.
+    chart.clear();
+    chart.setOption(option(chart.getWidth()));
+  };
   new ResizeObserver(() => {
-    if (element.clientWidth !== chart.getWidth() || element.clientHeight !== chart.getHeight()) {
+    if (!isPrinting && (element.clientWidth !== chart.getWidth() || element.clientHeight !== chart.getHeight())) {
       chart.resize();
       redraw();
     }
@@ -57,9 +62,11 @@ function startTheme() {
   // Paper is white, and narrower than a screen; its width is not known before it is printed.
   let before = root.dataset.theme;
   const print = (theme, width) => {
+    isPrinting = width === PAPER_WIDTH;
     before = root.dataset.theme;
     for (const { chart } of drawn) chart.resize({ width });
     setTheme(theme);
+    for (const { chart } of drawn) chart.getZr().flush();
   };
   addEventListener("beforeprint", () => print("light", PAPER_WIDTH));
   addEventListener("afterprint", () => print(before, "auto"));
