@@ -11,6 +11,7 @@ from dsocr_trace.commands.doctor import doctor
 from dsocr_trace.commands.explain import explain
 from dsocr_trace.commands.export import export
 from dsocr_trace.commands.predict import predict
+from dsocr_trace.commands.report import report
 from dsocr_trace.commands.run import run
 from dsocr_trace.commands.sweep import sweep
 from dsocr_trace.commands.verify import verify
@@ -22,7 +23,7 @@ def cli() -> None:
     """Trace DeepSeek-OCR: where time and memory go, beside what every module should cost."""
 
 
-for command in (run, attribute, predict, list_command, verify, doctor, export, explain, sweep, calibrate):
+for command in (run, attribute, predict, list_command, verify, doctor, report, export, explain, sweep, calibrate):
     cli.add_command(command)
 
 

@@ -25,6 +25,7 @@ from dsocr_trace.ledger import attribution_table, memory_table, operators_table
 from dsocr_trace.manifest import manifest
 from dsocr_trace.pages import pages_table, with_scaled
 from dsocr_trace.predictions import PredictedRun, nothing_predicted, predict_pages
+from dsocr_trace.report.html import report_html
 from dsocr_trace.report.markdown import report_markdown
 from dsocr_trace.stage2 import run_stage2
 from dsocr_trace.store import RunWriter
@@ -306,10 +307,9 @@ def write_run(
         },
     ) | {"stage2": stage2.summary if stage2 else None}
     writer.manifest(content)
-    writer.text(
-        "report.md",
-        report_markdown(content, {name: _frame(rows) for name, rows in tables.items()} | {"kernels": scaled}),
-    )
+    frames = {name: _frame(rows) for name, rows in tables.items()} | {"kernels": scaled}
+    writer.text("report.md", report_markdown(content, frames))
+    writer.text("report.html", report_html(content, frames))
 
 
 def _frame(rows: pd.DataFrame | pa.Table) -> pd.DataFrame:

@@ -12,13 +12,16 @@ import pandas as pd
 from markupsafe import Markup
 
 from dsocr_trace.pages import TOTAL
-from dsocr_trace.report.page.data import kind_rows, module_rows, page_data, stage_totals
+from dsocr_trace.report.page.data import kind_rows, module_rows, page_data, scaled_events, stage_totals
 from dsocr_trace.report.page.findings import findings, signed
 from dsocr_trace.report.rows import StageRow, stage_rows
 from dsocr_trace.report.units import duration, percent, quantity, ratio
+from dsocr_trace.schemas import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from dsocr_trace.store import Run
 
 _SCRIPTS: Final = ("units.js", "theme.js", "icicle.js", "charts.js", "tables.js", "page.js")
 _LICENSES: Final = ("NOTICE-echarts.txt", "LICENSE-echarts.txt", "LICENSE-d3.txt", "LICENSE-tabulator.txt")
@@ -50,7 +53,7 @@ def report_html(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame])
     manifest
         The run's manifest.
     tables
-        The run's tables by name; ``kernels`` with ``scaled_ns``, as `dsocr_trace.report.page.data.scaled_events` gives.
+        The run's tables by name; ``kernels`` with ``scaled_ns``, as `stored_tables` gives them.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -73,6 +76,13 @@ def report_html(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame])
         licenses={name: _asset(f"vendor/{name}") for name in _LICENSES},
         data=Markup(_embedded(page_data(manifest, tables))),  # noqa: S704  escaped there
     )
+
+
+def stored_tables(run: Run) -> dict[str, pd.DataFrame]:
+    """Tables of a finished run as reports take them."""
+    # Columns that came after the run was written are empty.
+    tables = {name: getattr(run, name).reindex(columns=schema.names) for name, schema in TABLES.items()}
+    return tables | {"kernels": scaled_events(tables["kernels"], tables["pages"])}
 
 
 def _asset(name: str) -> str:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Shortest block of calls that is timed as one.
 _BLOCK_NS: Final = 500_000
-#: More calls would not fit into the queue of a GPU, where each may launch a dozen kernels (1,024 launches).
-_MAX_CALLS: Final = 64
 #: Time for one task in one round; a task whose call takes longer is called once.
 _VISIT_NS: Final = 4_000_000
 _READINGS_PER_VISIT: Final = 5
@@ -49,7 +47,9 @@ class Reading:
 
 
 class Stopwatch(Protocol):
-    """Times a block of calls."""
+    """Times a block of calls, at most `max_calls` of them."""
+
+    max_calls: int
 
     def __call__(self, call: Callable[[], Any], number: int, *, waits: bool) -> Reading:
         """Make `number` calls; `waits` says that each of them waits for the device itself."""
@@ -57,6 +57,8 @@ class Stopwatch(Protocol):
 
 class CpuStopwatch:
     """Wall time, less what the timing loop takes itself. A CPU is its own host."""
+
+    max_calls = 1000
 
     def __init__(self) -> None:
         self._loop_ns = min(_wall_ns(lambda: None, 1000) for _ in range(20))
@@ -78,6 +80,9 @@ class CudaStopwatch:
     device
         Which GPU.
     """
+
+    #: All launches of a block must fit into the queue of a GPU (1,024), and one call may launch a dozen kernels.
+    max_calls = 16
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -293,6 +298,6 @@ def _visit(task: Task, took: float, stopwatch: Stopwatch) -> tuple[Reading, ...]
     warm = stopwatch(call, 1, waits=task.waits)
     # The first look may have been slow by accident.
     took = max(min(took, warm.device_ns), 1.0)
-    number = int(min(max(_BLOCK_NS / took, 1), _MAX_CALLS))
+    number = int(min(max(_BLOCK_NS / took, 1), stopwatch.max_calls))
     readings = int(min(max(_VISIT_NS / (took * number), 1), _READINGS_PER_VISIT))
     return tuple(stopwatch(call, number, waits=task.waits) for _ in range(readings))

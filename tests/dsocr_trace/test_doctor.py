@@ -53,6 +53,13 @@ def test_without_torch_it_works_and_says_so(tmp_path):
     assert [(check["part"], check["fix"]) for check in missing] == [("torch", "pip install torch")]
 
 
+def test_a_torch_that_does_not_load_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dsocr_trace.doctor_torch", None)
+    torch_check = by_part(examine(tmp_path))["torch"]
+    assert torch_check.state == "missing"
+    assert torch_check.found.startswith("does not load: ")
+
+
 def test_a_folder_that_cannot_be_made_is_missing(tmp_path):
     (tmp_path / "file").touch()
     checks = by_part(examine(tmp_path / "file" / "results"))

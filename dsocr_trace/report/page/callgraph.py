@@ -37,7 +37,7 @@ def _stage(stage: str, edges: pd.DataFrame) -> list[tuple[str, tuple[str, ...], 
     # Callers that belong to another stage, such as the model around its vision tower, start a chain here.
     start = edges[parent.isna() | ~parent.isin(edges["child_path"])]
     level = start.assign(chain=[(_OUTSIDE if pd.isna(name) else name,) for name in start["parent_class"]])
-    rows, seen = [], set()
+    rows, seen = [], set[str]()
     while len(level):
         level = level.assign(
             below=[(*chain, name) for chain, name in zip(level["chain"], level["child_class"], strict=True)]

@@ -36,8 +36,8 @@ def page_data(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
     Returns
     -------
     dict
-        ``hardware``: the roof; ``tables``: per name a dict of columns, each a list; ``left_out``: per name how many rows
-        the page does not hold.
+        ``hardware``: the ceilings; ``tables``: per name a dict of columns, each a list; ``left_out``: per name how many
+        rows the page does not hold.
     """
     modules = module_rows(tables["attribution"], tables["predictions"])
     kernels = kernel_rows(tables["kernels"])
@@ -143,8 +143,8 @@ def operator_rows(operators: pd.DataFrame) -> pd.DataFrame:
 
 
 def kernel_rows(kernels: pd.DataFrame) -> pd.DataFrame:
-    """One row per (stage, event name, kind, category): how often in the profiled forwards, and how long."""
-    key = ["stage", "name", "kind", "operator_category"]
+    """One row per event name, with its stage, kind, category and family: how often in the profiled forwards, and how long."""
+    key = ["stage", "name", "kind", "operator_category", "kernel_family"]
     rows = kernels.groupby(key, as_index=False, dropna=False).agg(
         event_count=("duration_ns", "size"), measured_ns=("duration_ns", "sum"), scaled_ns=("scaled_ns", "sum")
     )

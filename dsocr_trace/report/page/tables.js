@@ -65,7 +65,7 @@ const TABLES = {
     group(MODELLED, time("predicted_ns", "Predicted"), flop("flops", "Work"), byte("bytes", "Moved")),
   ],
   kernels: [
-    text("stage", "Stage"), path("name", "Name", { widthGrow: 3 }), text("kind", "Kind"), text("operator_category", "Category", { width: 120 }),
+    text("stage", "Stage"), path("name", "Name", { widthGrow: 3 }), text("kind", "Kind"), text("operator_category", "Category"), text("kernel_family", "Family"),
     group(MEASURED, whole("event_count", "Events"), time("measured_ns", "Total"), time("mean_ns", "Mean")),
     group(SCALED, time("scaled_ns", "Total")),
   ],
