@@ -117,11 +117,12 @@ def load_calibration(path: Path) -> Calibration:
         If the file cannot be read, is no calibration, or has another schema version.
     """
     again = "make one with dsocr-trace calibrate"
+    if not path.is_file():
+        raise InputError(f"no calibration {path}; {again}")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"calibration {path} cannot be read: {reason}; {again}") from error
+        raise InputError(f"calibration {path} cannot be read: {' '.join(str(error).split())}; {again}") from error
     told = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     if told is None:
         raise InputError(f"{path} is no calibration: its metadata have no {_KEY.decode()}; {again}")

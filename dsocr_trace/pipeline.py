@@ -195,7 +195,7 @@ def load_job(job: Job) -> tuple[nn.Module, list[SourcedInputs]]:
 
 
 def _stage1(job: Job, progress: Progress) -> tuple[Measurement, PredictedRun, list[str]]:
-    """Measure and predict; the model is gone afterwards, since Stage 2 loads its own."""
+    """Measure and predict. Nothing holds the model afterwards: Stage 2 loads its own."""
     progress("load model", 0, 1)
     model, inputs = load_job(job)
     measurement = _measured(job, model, inputs, progress)

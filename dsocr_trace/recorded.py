@@ -227,6 +227,5 @@ def _last_ns(recording: Recording) -> int:
     return max((pc.max(column).as_py() or 0 for column in moments), default=0)
 
 
-def _is_vision(paths: pd.Series) -> np.ndarray:
-    subtrees = {path: any(is_within(path, one) for one in VISION_SUBTREES) for path in paths.unique()}
-    return np.array([subtrees[path] for path in paths], bool)
+def _is_vision(paths: pd.Series) -> pd.Series:
+    return paths.isin([path for path in paths.unique() if any(is_within(path, one) for one in VISION_SUBTREES)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import torch
 
+from analytic.errors import DsocrTraceError
 from dsocr_trace.attribute import attribute_recording
 from dsocr_trace.captured import OUTCOME, PRINTED, write_job
 from dsocr_trace.reconciliation import compared_calls, module_ranges, reconcile, recorded_calls
@@ -80,11 +83,15 @@ def run_stage2(job: Job, measurement: Measurement, folder: Path, progress: Progr
     progress
         Called as the work goes on.
     """
+    # The child needs the room of Stage 1's model, which refers to itself: only a collection lets go of it.
+    gc.collect()
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(prefix="dsocr-trace-") as name:
         scratch = Path(name)
         try:
             return _recorded(job, measurement, scratch, folder, progress)
-        except TraceError as error:
+        except (DsocrTraceError, TraceError) as error:
             return Stage2({"failure": str(error)}, notes=(f"no stage 2: {error}",))
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from dsocr_trace.pages import TOTAL
 from dsocr_trace.report.page.data import kind_rows, module_rows, page_data, scaled_events, stage_totals
-from dsocr_trace.report.page.findings import findings, signed
+from dsocr_trace.report.page.findings import MINUS, TIMES, findings, signed
 from dsocr_trace.report.rows import StageRow, stage_rows
 from dsocr_trace.report.units import duration, percent, quantity, ratio
 from dsocr_trace.schemas import TABLES
@@ -97,7 +97,7 @@ def _embedded(data: Mapping[str, Any]) -> str:
 def _gaps(stages: list[StageRow]) -> list[str]:
     """Wall time without work on the device, with its sign: profiled device time can exceed a short wall time."""
     return [
-        f"{'−' if row.wall_ns < row.scaled_ns else ''}{duration(abs(row.wall_ns - row.scaled_ns))}" for row in stages
+        f"{MINUS if row.wall_ns < row.scaled_ns else ''}{duration(abs(row.wall_ns - row.scaled_ns))}" for row in stages
     ]
 
 
@@ -122,7 +122,7 @@ def headlines(manifest: Mapping[str, Any], stages: list[StageRow], totals: pd.Da
         rate = f"{steps * 1e9 / decode_ns:.3g} tokens/s"
         found.insert(1, Headline("Decode", rate, f"{steps:,} steps, {duration(decode_ns / steps)} each", "measured"))
     if pd.notna(predicted):
-        detail = f"device time is {ratio(device, predicted)}× that; {hardware['name']}, {hardware['provenance']}"
+        detail = f"device time is {ratio(device, predicted)}{TIMES} that; {hardware['name']}, {hardware['provenance']}"
         found.insert(-1, Headline("Predicted", duration(predicted), detail, "modelled"))
     if cost["ratio"] is not None:
         low, high = cost["quartiles"]

@@ -219,7 +219,7 @@ def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, prog
     bound = limits.call_s * _NS_PER_S
     for done, task in enumerate(tasks):
         progress("first look", done, len(tasks))
-        if any(task.larger_than(other) for other in slow):
+        if not task.indispensable and any(task.larger_than(other) for other in slow):
             continue
         try:
             call = task.prepare()

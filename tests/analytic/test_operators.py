@@ -66,6 +66,8 @@ BATCH = {
 }
 #: Sizes of which a formula holds the square; it is linear in all others.
 SQUARED = {"conv2d": {"kernel", "in_side", "out_side"}, "sdpa": {"queries"}}
+#: What keeps the host busy and leaves nothing on the device.
+ON_HOST = {"view", "host_loop", "to_host"}
 
 each_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 each_pass = pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -152,8 +154,9 @@ def test_parts_are_no_larger_than_their_whole(operator: Operator, direction: str
     assert cost.activation_bytes <= cost.bytes_written
     assert cost.kv_cache_bytes <= cost.bytes_written
     assert cost.bytes_total == cost.bytes_read + cost.bytes_written
-    if direction == "forward" and not (operator.name == "cast" and shape["source"] == shape["target"]):
-        assert cost.activation_bytes > 0
+    leaves_nothing = operator.name in ON_HOST or (operator.name == "cast" and shape["source"] == shape["target"])
+    if direction == "forward":
+        assert (cost.activation_bytes == 0) == leaves_nothing
 
 
 @each_pass
@@ -240,6 +243,8 @@ def test_twice_the_batch(operator: Operator, data: st.DataObject) -> None:
 def polynomials(operator: Operator, direction: str, shape: Shape) -> Iterator[tuple[sympy.Symbol, sympy.Poly]]:
     symbolic, _ = symbols(operator, shape)
     sizes = [symbolic[name] for name in sizes_of(operator) if name in symbolic]
+    if not sizes:
+        return
     for value in numbers(evaluated(operator, direction, symbolic)).values():
         polynomial = sympy.Poly(sympy.expand(value), *sizes)
         yield from ((size, polynomial) for size in sizes)

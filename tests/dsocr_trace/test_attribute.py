@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dsocr_trace import recordings
 from dsocr_trace.attribute import attribute_recording
 from dsocr_trace.invariants import BrokenInvariantError, check_conservation
 from dsocr_trace.joined import Joined
@@ -430,6 +431,16 @@ def test_bad_files_are_one_line_each(refused, tmp_path):
         assert expected in refused(tmp_path / name), name
     assert "is a directory" in refused(tmp_path)
     assert "No such file" in refused(tmp_path / "absent.sqlite")
+
+
+@pytest.mark.parametrize(("suffix", "tool"), [(".nsys-rep", "nsys"), (".ncu-rep", "ncu")])
+def test_a_report_needs_the_program_that_reads_it(refused, tmp_path, monkeypatch, suffix, tool):
+    monkeypatch.setattr(recordings, "find_tool", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / f"t{suffix}").write_bytes(b"report")
+    line = refused(tmp_path / f"t{suffix}", exit_code=1)
+    assert f"needs the program {tool}" in line
+    assert "where it was recorded, run: " in line
 
 
 def test_an_empty_trace_is_a_failed_job(refused, tmp_path):

@@ -143,7 +143,7 @@ def operator_rows(operators: pd.DataFrame) -> pd.DataFrame:
 
 
 def kernel_rows(kernels: pd.DataFrame) -> pd.DataFrame:
-    """One row per event name, with its stage, kind, category and family: how often in the profiled forwards, and how long."""
+    """One row per event name, with stage, kind, category and family: how often in the profiled forwards, how long."""
     key = ["stage", "name", "kind", "operator_category", "kernel_family"]
     rows = kernels.groupby(key, as_index=False, dropna=False).agg(
         event_count=("duration_ns", "size"), measured_ns=("duration_ns", "sum"), scaled_ns=("scaled_ns", "sum")

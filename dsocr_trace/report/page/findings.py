@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MINUS: Final = "\N{MINUS SIGN}"
+TIMES: Final = "\N{MULTIPLICATION SIGN}"
 #: What a bound means.
 _LIMITS: Final = {"compute": "arithmetic", "memory": "memory bandwidth"}
 
@@ -67,7 +69,7 @@ def _first(kinds: pd.DataFrame) -> str:
     if top is None:
         return ""
     whole = kinds["scaled_self_ns"].sum()
-    instances = f"{top['modules']:,} × " if top["modules"] > 1 else ""
+    instances = f"{top['modules']:,} {TIMES} " if top["modules"] > 1 else ""
     return (
         f"{instances}{top['module_class']} in {top['stage']} ({top['kind'] or 'the root'}): "
         f"{duration(top['scaled_self_ns'])} on the device, {percent(top['scaled_self_ns'] / whole)} of all. "
@@ -84,7 +86,7 @@ def _roof(manifest: Mapping[str, Any], kinds: pd.DataFrame) -> str:
         "compute": (top["achieved_flops_per_s"], hardware["tensor_flops_per_s"], "FLOP/s"),
         "memory": (top["achieved_bytes_per_s"], hardware["memory_bytes_per_s"], "B/s"),
     }
-    answer = f"It takes {top['scaled_self_ns'] / top['predicted_self_ns']:.1f}× the predicted time"
+    answer = f"It takes {top['scaled_self_ns'] / top['predicted_self_ns']:.1f}{TIMES} the predicted time"
     if top["bound"] not in rates:
         return f"{answer}, most of which the {top['bound']} sets."
     reached, ceiling, unit = rates[top["bound"]]
@@ -124,4 +126,4 @@ def overhead(manifest: Mapping[str, Any]) -> str:
 
 def signed(share: float) -> str:
     """Share as a percentage with its sign."""
-    return f"{share:+.1%}".replace("-", "−")
+    return f"{share:+.1%}".replace("-", MINUS)

@@ -92,10 +92,17 @@ const TABLES = {
 
 const tables = {};
 
+// What a cell is too narrow for, as text: names of kernels look like markup.
+function fullText(_, cell) {
+  const whole = document.createElement("span");
+  whole.textContent = cell.getValue() ?? NONE;
+  return whole;
+}
+
 function addTable(name, rows, more) {
   const table = new Tabulator(`#table-${name}`, {
     data: rows, columns: TABLES[name].map((column) => column(rows)), layout: innerWidth < 720 ? "fitData" : "fitColumns",
-    maxHeight: MOST_HEIGHT, columnDefaults: { tooltip: true, headerWordWrap: true }, placeholder: rows.length ? "No row matches the filters" : "Nothing here",
+    maxHeight: MOST_HEIGHT, columnDefaults: { tooltip: fullText, headerWordWrap: true }, placeholder: rows.length ? "No row matches the filters" : "Nothing here",
     printAsHtml: true, printStyled: false, printConfig: { dataTree: true }, printRowRange: () => tables[name].getRows("active").slice(0, PRINTED_ROWS), ...more,
   });
   table.on("tableBuilt", () => makeHeadersReachable(table));

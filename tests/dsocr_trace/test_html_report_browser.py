@@ -1,0 +1,272 @@
+"""report.html in a browser: what is on the screen, and that zoom, search, sort and filter work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pypdfium2
+import pytest
+
+from dsocr_trace.report.html import report_html, stored_tables
+from dsocr_trace.store import load
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser on the path; install one of {', '.join(NAMES)}")
+
+FULL_SIZE = Path(__file__).parents[2] / "results" / "reference-standard-cpu"
+MOST_BYTES = 5_000_000
+MOST_NODES = 10_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        # Containers often have no user namespaces, which the sandbox needs.
+        running = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+class Opened:
+    """A page that is ready, and all that it said, asked for and threw meanwhile."""
+
+    def __init__(self, browser, path, **settings):
+        self.context = browser.new_context(**({"viewport": {"width": 1600, "height": 1000}} | settings))
+        self.page, self.troubles, self.requests = self.context.new_page(), [], []
+        self.page.on("console", lambda message: self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.troubles.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("document.documentElement.dataset.ready")
+
+    def middle(self, *names):
+        """Where the block lies that `names` lead to from the root, in pixels of the viewport."""
+        chart = self.page.locator("#tree-chart")
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        x, y = self.page.evaluate(
+            """(names) => {
+              const icicle = dsocrTrace.icicle;
+              let node = icicle.tree;
+              for (const name of names) node = node.children.find((child) => child.name === name);
+              const { start, end } = icicle.zoomed;
+              const middle = (Math.max(node.start, start) + Math.min(node.end, end)) / 2;
+              return icicle.chart.convertToPixel({ xAxisIndex: 0, yAxisIndex: 0 }, [middle, node.level + 0.5]);
+            }""",
+            names,
+        )
+        return box["x"] + x, box["y"] + y
+
+    def now(self):
+        return self.page.inner_text("#tree-now")
+
+    def filter(self, table, column, text):
+        title = self.page.locator(f"#table-{table} .tabulator-col[tabulator-field={column}] input")
+        title.fill("")
+        title.press_sequentially(text)
+        self.page.wait_for_timeout(500)
+
+    def cells(self, table, column):
+        return self.page.locator(
+            f"#table-{table} .tabulator-row .tabulator-cell[tabulator-field={column}]"
+        ).all_inner_texts()
+
+
+@pytest.fixture(scope="module")
+def stored(finished, tmp_path_factory):
+    """A small run, and the committed full-size one with a report of this version."""
+    path = tmp_path_factory.mktemp("pages") / "full.html"
+    full = load(FULL_SIZE)
+    path.write_text(report_html(full.manifest, stored_tables(full)), encoding="utf-8")
+    return {"small": (finished[0], finished[0].path / "report.html"), "full": (full, path)}
+
+
+@pytest.fixture(params=["small", "full"])
+def opened(request, browser, stored):
+    run, path = stored[request.param]
+    page = Opened(browser, path)
+    page.run, page.path = run, path
+    yield page
+    page.context.close()
+    assert page.troubles == []
+    assert page.requests == [path.as_uri()]
+
+
+@pytest.fixture
+def named(opened):
+    ledger = opened.run.attribution
+    return ledger[ledger["module_path"] != "unclassified"]
+
+
+def test_it_is_small_and_says_when_it_is_ready(opened, record_property):
+    assert opened.path.stat().st_size <= MOST_BYTES
+    assert opened.page.evaluate("document.querySelectorAll('*').length") <= MOST_NODES
+    # How long it took is for the reader of the test report: a busy machine decides on it, not the page.
+    record_property("ready_ms", opened.page.get_attribute("html", "data-ready"))
+
+
+def test_the_tree_has_the_times_of_the_ledger(opened, named):
+    found = opened.page.evaluate(
+        "Object.fromEntries(dsocrTrace.icicle.tree.children.map((stage) => [stage.name, [stage.measured, stage.predicted]]))"
+    )
+    ledger = opened.run.attribution
+    measured = ledger.groupby("stage")["scaled_self_ns"].sum()
+    predicted = named[named["module_path"] == ""].set_index("stage")["predicted_total_ns"]
+    assert found == {stage: [measured[stage], predicted[stage]] for stage in measured.index}
+    rest = opened.page.evaluate(
+        "dsocrTrace.icicle.tree.children.flatMap((stage) => stage.children.filter((node) => node.isRest).map((node) => node.value))"
+    )
+    assert sum(rest) == ledger.loc[ledger["module_path"] == "unclassified", "scaled_self_ns"].sum()
+
+
+def test_a_click_zooms_in_and_escape_out(opened, named):
+    opened.page.click("#tree-stage button[value=decode]")
+    assert opened.page.inner_text("#tree-crumbs").split("\n")[-1] == "decode"
+    opened.page.mouse.click(*opened.middle("decode", "(root)", "model", "model.layers", "model.layers.1"))
+    crumbs = opened.page.inner_text("#tree-crumbs").split("\n")
+    assert crumbs[-3:] == ["model", "layers", "1"]
+    assert opened.now().startswith("model.layers.1 ")
+    assert named.loc[named["module_path"] == "model.layers.1", "module_class"].iloc[0] in opened.now()
+    opened.page.focus("#tree-chart")
+    opened.page.keyboard.press("Escape")
+    assert opened.now().startswith("model.layers ")
+    opened.page.click("#tree-crumbs button >> nth=0")
+    assert opened.page.get_attribute("#tree-stage button >> nth=0", "aria-pressed") == "true"
+
+
+def test_the_keyboard_reaches_the_largest_child_and_zooms(opened, named):
+    opened.page.click("#tree-stage button[value=vision]")
+    opened.page.focus("#tree-chart")
+    for _ in range(3):
+        opened.page.keyboard.press("ArrowDown")
+    model = named[(named["stage"] == "vision") & (named["parent_path"] == "model")]
+    largest = model.loc[model["scaled_total_ns"].idxmax(), "module_path"]
+    assert opened.now().startswith(f"{largest} ")
+    opened.page.keyboard.press("Enter")
+    assert opened.page.inner_text("#tree-crumbs").split("\n")[-1] == largest.rpartition(".")[2]
+
+
+def test_a_block_tells_its_numbers(opened):
+    opened.page.mouse.move(*opened.middle("decode", "(root)", "model"))
+    tip = opened.page.locator(".tip").first
+    tip.wait_for()
+    text = tip.inner_text()
+    assert text.startswith("model\n")
+    for name in ("Measured, with children", "Predicted, with children", "Own measured", "FLOPs", "Calls"):
+        assert name in text
+
+
+def test_search_counts_and_adds_up_what_it_finds(opened, named):
+    opened.page.fill("#tree-search", "moegate")
+    gates = named[named["module_class"].str.lower().str.contains("moegate")]
+    found = opened.page.inner_text("#tree-found")
+    assert int(re.match(r"[\d,]+", found)[0].replace(",", "")) == len(gates)
+    share = gates["scaled_total_ns"].sum() / opened.run.attribution["scaled_self_ns"].sum()
+    assert f"({100 * share:.1f}% of all)" in found
+
+
+@pytest.mark.parametrize("width", ["scaled", "predicted", "flops", "bytes"])
+def test_width_can_be_chosen(opened, named, width):
+    opened.page.click(f"#tree-width button[value={width}]")
+    flops = named["tensor_flops"] + named["vector_flops"]
+    whole = {
+        "scaled": opened.run.attribution["scaled_self_ns"].sum(),
+        "predicted": named["predicted_self_ns"].sum(),
+        "flops": flops.sum(),
+        "bytes": named["bytes_total"].sum(),
+    }
+    assert opened.page.evaluate("dsocrTrace.icicle.tree.value") == whole[width]
+
+
+def test_tables_hold_the_rows_of_the_ledger(opened, named):
+    rows = opened.page.evaluate(
+        "dsocrTrace.tables.modules.getData().map((row) => [row.stage, row.module_path, row.scaled_self_ns])"
+    )
+    columns = ["stage", "module_path", "scaled_self_ns"]
+    assert sorted(map(tuple, rows)) == sorted(named[columns].itertuples(index=False, name=None))
+
+
+def test_tables_sort_by_click_and_by_key(opened, named):
+    heading = "#table-modules .tabulator-col[tabulator-field={}]"
+    opened.page.click(f"{heading.format('scaled_total_ns')} .tabulator-col-title")
+    roots = named[named["module_path"] == ""]
+    assert opened.cells("modules", "module_path")[0] == "(root)"
+    assert opened.cells("modules", "stage")[0] == roots.loc[roots["scaled_total_ns"].idxmax(), "stage"]
+    opened.page.focus(heading.format("calls"))
+    opened.page.keyboard.press("Enter")
+    assert opened.cells("modules", "calls")[0] == f"{named['calls'].max():,}"
+    opened.page.keyboard.press("Enter")
+    assert opened.cells("modules", "calls")[0] == f"{named['calls'].min():,}"
+
+
+def test_tables_filter_by_text_and_by_number(opened, named):
+    opened.filter("modules", "module_path", "self_attn")
+    mine = named[named["module_path"].str.contains("self_attn")]
+    count = opened.page.locator("#count-modules")
+    assert count.inner_text() == f"{len(mine):,} of {len(named):,} rows"
+    opened.filter("modules", "calls", "2")
+    assert count.inner_text() == f"{(mine['calls'] >= 2).sum():,} of {len(named):,} rows"
+    assert all("self_attn" in path for path in opened.cells("modules", "module_path"))
+
+
+def test_tables_behind_a_summary_appear(opened):
+    opened.page.click("summary >> text=Kinds of modules")
+    opened.page.locator("#table-kinds .tabulator-row").first.wait_for()
+    assert opened.page.evaluate("dsocrTrace.tables.kinds.getDataCount()") == len(
+        opened.page.evaluate("dsocrTrace.run.tables.kinds.stage")
+    )
+
+
+def test_light_and_dark_follow_the_system_and_the_button(browser, stored):
+    page = Opened(browser, stored["small"][1], color_scheme="dark")
+    assert page.page.get_attribute("html", "data-theme") == "dark"
+    page.page.click("#theme")
+    assert page.page.get_attribute("html", "data-theme") == "light"
+    assert page.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.troubles == []
+    page.context.close()
+
+
+def test_a_narrow_screen_does_not_scroll_sideways(browser, stored):
+    page = Opened(browser, stored["full"][1], viewport={"width": 420, "height": 900})
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.context.close()
+
+
+def test_it_prints_on_a_few_pages(browser, stored, tmp_path):
+    page = Opened(browser, stored["full"][1], color_scheme="dark")
+    page.page.pdf(path=tmp_path / "report.pdf", format="A4", print_background=True)
+    document = pypdfium2.PdfDocument(tmp_path / "report.pdf")
+    assert 3 <= len(document) <= 12
+    text = document[0].get_textpage().get_text_bounded()
+    assert "Which stage dominates?" in text
+    # Paper is white, also where the screen is dark.
+    assert document[0].render().to_pil().getpixel((2, 2)) == (255, 255, 255)
+    assert page.page.get_attribute("html", "data-theme") == "dark"
+    document.close()
+    page.context.close()
+
+
+def test_names_that_look_like_markup_stay_text(browser, finished, tmp_path):
+    run = finished[0]
+    hostile = "<img src=x onerror=alert(1)>"
+    tables = stored_tables(run)
+    for table, column in (("kernels", "name"), ("attribution", "module_class"), ("callgraph", "child_class")):
+        tables[table] = tables[table].assign(
+            **{column: tables[table][column].where(tables[table][column].isna(), hostile)}
+        )
+    (tmp_path / "page.html").write_text(report_html(run.manifest, tables), encoding="utf-8")
+    page = Opened(browser, tmp_path / "page.html")
+    page.page.mouse.move(*page.middle("decode", "(root)", "model"))
+    page.page.locator(".tip").first.wait_for()
+    page.page.locator("#table-kernels .tabulator-cell[tabulator-field=name]").first.hover()
+    page.page.wait_for_timeout(500)
+    assert page.page.locator("img").count() == 0
+    assert page.troubles == []
+    page.context.close()
