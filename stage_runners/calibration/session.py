@@ -40,7 +40,7 @@ _OPERAND_BYTES: Final = 1 << 30
 _SHARE: Final = 1 / 8
 #: For each dtype of a model: its rounds, and its longest call.
 _BUDGET_S: Final = 50.0
-_CALL_S: Final = 0.04
+_CALL_S: Final = 0.08
 #: Noisy is what exceeds these: the median spread of all tasks, and the drift of a control from first to last round.
 NOISY_SPREAD: Final = 0.15
 NOISY_DRIFT: Final = 0.10
