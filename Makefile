@@ -11,7 +11,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 READY := $(VENV)/.ready
-DOCS_READY := $(VENV)/.docs-ready
 CONSTRAINTS := $(VENV)/constraints.txt
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
@@ -31,7 +30,7 @@ lint: $(READY) ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(DOCS_READY) ## the documentation site, into site/
+docs: $(READY) ## the documentation site, into site/
 	$(BIN)/mkdocs build --strict --site-dir site
 
 bench: $(READY) ## every benchmark
@@ -54,9 +53,5 @@ $(READY): pyproject.toml constraints.txt
 	@# TORCH alone decides on torch.
 	grep -v '^torch==' constraints.txt > $(CONSTRAINTS)
 	$(PIP) install --constraint $(CONSTRAINTS) $(TORCH)
-	$(PIP) install --constraint $(CONSTRAINTS) --editable . --group dev
-	touch $@
-
-$(DOCS_READY): $(READY)
-	$(PIP) install --constraint $(CONSTRAINTS) --group docs
+	$(PIP) install --constraint $(CONSTRAINTS) --editable . --group dev --group docs
 	touch $@
