@@ -160,6 +160,11 @@ class ModelConfig:
         return self.decoder.max_position_embeddings
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that the decoder chooses from."""
+        return self.decoder.vocab_size
+
+    @property
     def experts(self) -> ExpertSizes:
         """Mixture-of-experts layers of the decoder."""
         return self.decoder.expert_sizes

@@ -20,7 +20,7 @@ def note_sampling(at: Scope, *, vocabulary: int, length: int, ngram: int) -> Non
     Parameters
     ----------
     at
-        Where to note it, by convention the root of a tape of its own: ``Tape(policy).at("", 1)``.
+        Where to note it, such as ``tape.at("(sampling)", 1)``: no module does it.
     vocabulary
         Logits per position, in fp32.
     length

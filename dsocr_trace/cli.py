@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from dsocr_trace.commands.attribute import attribute
+from dsocr_trace.commands.backtest import backtest
 from dsocr_trace.commands.calibrate import calibrate
 from dsocr_trace.commands.catalogue import list_command
+from dsocr_trace.commands.compare import compare
 from dsocr_trace.commands.doctor import doctor
 from dsocr_trace.commands.explain import explain
 from dsocr_trace.commands.export import export
@@ -23,7 +25,21 @@ def cli() -> None:
     """Trace DeepSeek-OCR: where time and memory go, beside what every module should cost."""
 
 
-for command in (run, attribute, predict, list_command, verify, doctor, report, export, explain, sweep, calibrate):
+for command in (
+    run,
+    attribute,
+    predict,
+    list_command,
+    verify,
+    doctor,
+    report,
+    compare,
+    export,
+    explain,
+    sweep,
+    calibrate,
+    backtest,
+):
     cli.add_command(command)
 
 

@@ -14,6 +14,10 @@ from cattrs.preconf.json import make_converter
 
 from analytic.errors import DsocrTraceError, InputError
 from dsocr_trace.analytic_report import SCHEMA_VERSION, AnalyticModelReport
+from dsocr_trace.exports.callgraph_dot import call_graph_dot
+from dsocr_trace.exports.csv_tables import csv_archive
+from dsocr_trace.exports.perfetto import perfetto_trace
+from dsocr_trace.exports.speedscope import speedscope_profiles
 from dsocr_trace.report_builder import run_report
 
 if TYPE_CHECKING:
@@ -70,8 +74,14 @@ def _run_writer(report_format: str) -> Callable[[Run], str]:
     return lambda run: report_text(run_report(run), report_format)
 
 
-#: What a run can be exported as, by name of the format.
-RUN_FORMATS: Final[Mapping[str, Callable[[Run], str]]] = {name: _run_writer(name) for name in REPORT_FORMATS}
+#: What a run can be exported as, by name of the format. A format of bytes has no place on a terminal.
+RUN_FORMATS: Final[Mapping[str, Callable[..., str | bytes]]] = {
+    **{name: _run_writer(name) for name in REPORT_FORMATS},
+    "perfetto": perfetto_trace,
+    "speedscope": speedscope_profiles,
+    "dot": call_graph_dot,
+    "csv": csv_archive,
+}
 
 
 def save_report(report: AnalyticModelReport, path: str | Path, *, force: bool = False) -> Path:
@@ -125,7 +135,7 @@ def check_free(path: Path, *, force: bool) -> None:
         raise InputError(f"{path} exists and is left as it is; choose another name, or replace it with --force")
 
 
-def write_file(path: Path, text: str, *, force: bool) -> Path:
+def write_file(path: Path, content: str | bytes, *, force: bool) -> Path:
     """Write a file aside and rename it, so that nothing half-written is ever seen under its name.
 
     Raises
@@ -139,8 +149,8 @@ def write_file(path: Path, text: str, *, force: bool) -> Path:
     aside = None
     try:
         descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(aside).chmod(0o644)

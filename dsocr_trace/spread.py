@@ -10,21 +10,23 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dsocr_trace.report.rows import STAGES
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-#: Of the intervals; a difference counts when less than one in 20 named ones is expected to be chance.
-CONFIDENCE: Final = 0.95
+#: Of the intervals. Of the differences that are named, one in a hundred is expected to be chance.
+CONFIDENCE: Final = 0.99
 
 #: Steps in a row resemble each other, so means over blocks of them are compared. Between 10 and 30 blocks are enough:
 #: Schmeiser, "Batch size effects in the analysis of simulation output", Operations Research 30(3), 1982.
 _BLOCKS: Final = 10
 #: Fewer steps than this say nothing about their spread.
 _FEWEST_STEPS: Final = 5
+
+_KEYS: Final = ["stage", "module_path"]
+#: Share of its stage's time below which a module is not tested: each test more hides changes of the others.
+_WORTH: Final = 0.001
 
 #: What a spread was read off: "repeats" of the generation, "steps" of the decoding, or nothing.
 REPEATS: Final = "repeats"
@@ -38,7 +40,8 @@ class Samples:
     Attributes
     ----------
     repeats
-        ns of the whole stage; rows (stage, module_path), one column per repeat.
+        ns of the whole stage; rows (stage, module_path), one column per repeat. A module's decode is its median call
+        times its calls.
     steps
         ns of one decode step; rows (stage, module_path), one column per page and step.
     forwards
@@ -82,9 +85,13 @@ def own_walls(calls: pd.DataFrame) -> pd.DataFrame:
 
 
 def wall_samples(walls: pd.DataFrame, forwards: int) -> Samples:
-    """Own host time of each module, from `own_walls`."""
-    first = walls[(walls["pass"] == "traced") & (walls["stage"] == "decode")]
-    return Samples(_by(walls, ["pass"], "wall_self_ns"), _by(first, ["page", "step"], "wall_self_ns"), forwards)
+    """Own host time of each module, from `own_walls`; a step's is the mean over the repeats."""
+    repeats = _by(walls, ["pass"], "wall_self_ns")
+    decode = walls[walls["stage"] == "decode"]
+    calls = decode.groupby([*_KEYS, "pass"])["wall_self_ns"]
+    # All calls in a decode do like work, so that one which the machine disturbed can be told from the others.
+    repeats.update((calls.median() * calls.count()).unstack())  # noqa: PD010  the index holds all that is needed
+    return Samples(repeats, _by(decode, ["page", "step"], "wall_self_ns") / max(repeats.shape[1], 1), forwards)
 
 
 def device_samples(kernels: pd.DataFrame, forwards: int) -> Samples:
@@ -97,21 +104,20 @@ def stage_samples(repeats: Mapping[str, list[int]], walls: Samples) -> Samples:
     """Wall time of each stage and of all, from the wall of each repeat; a step's is that of its modules."""
     frame = pd.DataFrame.from_dict(repeats, orient="index")
     frame.loc["total"] = frame.sum()
-    frame.index = pd.MultiIndex.from_product([frame.index, [""]], names=["stage", "module_path"])
-    steps = walls.steps.sum().to_frame(("decode", "")).T.rename_axis(["stage", "module_path"])
+    frame.index = pd.MultiIndex.from_product([frame.index, [""]], names=_KEYS)
+    steps = walls.steps.sum().to_frame(("decode", "")).T.rename_axis(_KEYS)
     return Samples(frame, steps, walls.forwards)
 
 
 def _by(rows: pd.DataFrame, columns: list[str], value: str) -> pd.DataFrame:
-    return rows.pivot_table(
-        index=["stage", "module_path"], columns=columns, values=value, aggfunc="sum", fill_value=0, sort=True
-    )
+    return rows.pivot_table(index=_KEYS, columns=columns, values=value, aggfunc="sum", fill_value=0).astype(float)
 
 
-def differences(first: Samples, second: Samples, factors: Mapping[str, float]) -> pd.DataFrame:
-    """Test every (stage, module) that both runs sampled.
+def differences(first: Samples, second: Samples, factors: Mapping[str, float], keys: pd.MultiIndex) -> pd.DataFrame:
+    """Test whether two runs differ by more than their spread.
 
-    Welch's t-test of the difference of the means, and Benjamini and Hochberg's correction for testing many at once.
+    Welch's t-test on logarithms, since the noise of times multiplies; then Benjamini and Hochberg's correction, since
+    many modules are tested at once.
 
     Parameters
     ----------
@@ -119,39 +125,44 @@ def differences(first: Samples, second: Samples, factors: Mapping[str, float]) -
         The same kind of time in both runs.
     factors
         By stage: what the second run's times are multiplied with before.
+    keys
+        The (stage, module_path) to test; what a run has no sample of took no time there.
 
     Returns
     -------
     pandas.DataFrame
-        By (stage, module_path): ``low_ns`` and ``high_ns``, the interval of second minus first; ``p``, corrected;
-        ``evidence``. Without rows for stages of which nothing is known.
+        By (stage, module_path): ``low`` and ``high``, the interval of second over first; ``p``, corrected;
+        ``evidence``. Without ``p`` for what takes less than a thousandth of its stage, and without rows for stages of
+        which nothing is known.
     """
-    found = [
-        _tested(first.of(stage, kind), second.of(stage, kind) * factor).assign(evidence=kind)
-        for stage, factor in factors.items()
-        if (kind := evidence(first, second, stage)) is not None
-    ]
+    found = []
+    for stage, factor in factors.items():
+        kind, mine = evidence(first, second, stage), keys[keys.get_level_values("stage") == stage]
+        if kind is not None and len(mine):
+            sides = (side.of(stage, kind).reindex(mine, fill_value=0) for side in (first, second))
+            a, b = (side.to_numpy(dtype=float) for side in sides)
+            found.append(_tested(a, b * factor).set_index(mine).assign(evidence=kind))
     if not found:
-        return pd.DataFrame(columns=["low_ns", "high_ns", "p", "evidence"])
+        return pd.DataFrame(columns=["low", "high", "p", "evidence"], index=keys[:0])
     table = pd.concat(found)
-    return table.assign(p=stats.false_discovery_control(table["p"])) if len(table) else table
+    tested = table["p"].notna()
+    table.loc[tested, "p"] = stats.false_discovery_control(table.loc[tested, "p"])
+    return table
 
 
-def _tested(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    shared = first.index.intersection(second.index)
-    low, high, p = _welch(first.loc[shared].to_numpy(dtype=float), second.loc[shared].to_numpy(dtype=float))
-    return pd.DataFrame({"low_ns": low, "high_ns": high, "p": p}, index=shared)
-
-
-def _welch(
-    first: NDArray[np.float64], second: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Interval of the difference, second minus first, and the chance of such a one; one row per module."""
+def _tested(first: NDArray[np.float64], second: NDArray[np.float64]) -> pd.DataFrame:
+    """Interval of the ratio and the chance of such a one; one row per module."""
+    # What is not called takes no time; a nanosecond stands for it.
+    a, b = (np.log(np.maximum(times, 1.0)) for times in (first, second))
     with warnings.catch_warnings():
-        # Rows without any spread: what never takes time, mostly.
+        # Rows without any spread, most of which never take time.
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = stats.ttest_ind(second, first, axis=1, equal_var=False)
+        result = stats.ttest_ind(b, a, axis=1, equal_var=False)
         interval = result.confidence_interval(CONFIDENCE)
-    apart = second.mean(axis=1) - first.mean(axis=1)
-    low, high = (np.where(np.isnan(bound), apart, bound) for bound in interval)
-    return low, high, np.where(np.isnan(result.pvalue), np.where(apart == 0, 1.0, 0.0), result.pvalue)
+    apart = b.mean(axis=1) - a.mean(axis=1)
+    low, high = (np.exp(np.where(np.isnan(bound), apart, bound)) for bound in interval)
+    p = np.where(np.isnan(result.pvalue), np.where(apart == 0, 1.0, 0.0), result.pvalue)
+    typical = np.median(first, axis=1) + np.median(second, axis=1)
+    # Both runs count alike here, so that leaving these out favours neither.
+    p[typical < _WORTH * typical.sum()] = np.nan
+    return pd.DataFrame({"low": low, "high": high, "p": p})

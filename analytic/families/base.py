@@ -36,6 +36,10 @@ class FamilyConfig(Protocol):
         """Positions that the model was made for."""
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that the model chooses from."""
+
+    @property
     def experts(self) -> ExpertSizes:
         """Mixture-of-experts layers; none of them in a dense model."""
 

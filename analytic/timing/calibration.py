@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping  # noqa: TC003  the classes are rebuilt from files by their types
+from typing import Any, Literal
 
 import attrs
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @attrs.frozen
@@ -59,6 +57,10 @@ class HostCosts:
         The shortest time that anything takes on the device.
     synchronise_ns
         Bringing a number back from a device that is done already.
+    fresh_byte_ns
+        Touching a byte of new memory for the first time, over touching it again; 0 where memory is kept for reuse.
+    fresh_from_bytes
+        Results of this size and more come in new memory each time.
     """
 
     module_call_ns: float
@@ -67,6 +69,8 @@ class HostCosts:
     launch_ns: float
     kernel_floor_ns: float
     synchronise_ns: float
+    fresh_byte_ns: float = 0.0
+    fresh_from_bytes: int = 1 << 62
 
 
 @attrs.frozen

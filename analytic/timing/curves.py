@@ -76,9 +76,9 @@ class Curves:
         sizes = sorted(calibration.memory_bytes_per_s)
         self._copied = np.log2(np.array(sizes, dtype=np.float64))
         self._bandwidth = np.log2([calibration.memory_bytes_per_s[size] for size in sizes])
-        samples: dict[tuple[str, str], list[Sample]] = {}
+        samples: dict[tuple[str, str, Any], list[Sample]] = {}
         for sample in calibration.samples:
-            samples.setdefault((sample.operator, compute_dtype(sample.arguments)), []).append(sample)
+            samples.setdefault(_kind(sample.operator, sample.arguments), []).append(sample)
         self._curves = {key: self._curve(found) for key, found in samples.items()}
         self._known: dict[tuple[Any, ...], OperatorTime] = {}
 
@@ -91,10 +91,9 @@ class Curves:
 
     def _time(self, call: OperatorCall) -> OperatorTime:
         arguments = {name: _plain(value) for name, value in call.arguments.items()}
-        names = (compute_dtype(arguments), FP32.name)
-        curve = next(
-            (self._curves[key] for key in ((call.operator.name, n) for n in names) if key in self._curves), None
-        )
+        operator, dtype, variant = _kind(call.operator.name, arguments)
+        keys = ((operator, dtype, variant), (operator, FP32.name, variant))
+        curve = next((self._curves[key] for key in keys if key in self._curves), None)
         if curve is None and call.parts is not None:
             return _together([(self.time(part), _plain(part.times)) for part in call.parts.calls])
         cost = cost_of(call.operator.name, arguments)
@@ -112,7 +111,9 @@ class Curves:
         size = max(float(cost.bytes_total), 1.0)
         memory = size / 2 ** float(np.interp(np.log2(size), self._copied, self._bandwidth))
         longest = max(compute, memory) * _NS_PER_S
-        return self._calibration.host.kernel_floor_ns + longest, compute > memory
+        host = self._calibration.host
+        fresh = float(cost.activation_bytes) if cost.activation_bytes >= host.fresh_from_bytes else 0.0
+        return host.kernel_floor_ns + longest + fresh * host.fresh_byte_ns, compute > memory
 
     def _curve(self, samples: Sequence[Sample]) -> _Curve:
         features, ratios, host = [], [], []
@@ -129,6 +130,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Dtype):
         return value.name
     return value.item() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _kind(operator: str, arguments: Mapping[str, Any]) -> tuple[str, str, Any]:
+    """Which calls share a curve: operator, dtype, and whether attention is causal, which is a kernel of its own."""
+    return operator, compute_dtype(arguments), arguments.get("counted")
 
 
 def compute_dtype(arguments: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import numpy as np
 
+from analytic.generation import note_sampling
 from analytic.layers.base import SequenceShape, Tape
 from analytic.model import Stage, checked_policy
 from analytic.routing import CountedLoad, Routing
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Decode forwards that are simulated; between them a forward's time is taken as a straight line of its cached length.
 _SIMULATED: Final = 5
+#: Stands for a module where the next token is chosen, outside every module.
+SAMPLING: Final = "(sampling)"
 
 
 @attrs.frozen
@@ -35,7 +38,7 @@ class TimedStage:
     wall_ns, busy_ns
         From beginning to end, and of that the device's work.
     modules
-        What each module spends itself.
+        What each module spends itself. The choice of a token, under `SAMPLING`, belongs to the forward before it.
     forwards
         For each simulated forward its number and its timeline; vision and prefill have one.
     """
@@ -74,7 +77,8 @@ def time_workload(
     InputError
         If the policy is unknown, or routing does not fit the workload.
     """
-    bench = _Bench(model, workload, calibration, checked_policy(policy), routing)
+    policy = attrs.evolve(checked_policy(policy), attention_flops="executed")
+    bench = _Bench(model, workload, calibration, policy, routing)
     return {"vision": _once(bench.vision()), "prefill": _once(bench.prefill()), "decode": bench.decode()}
 
 
@@ -85,6 +89,7 @@ class _Bench:
         self, model: Model, workload: Workload, calibration: Calibration, policy: Policy, routing: Routing | Plan
     ) -> None:
         self._family, self._root = model.family, model.family.build(model.config)
+        self._vocab_size = model.config.vocab_size
         self._workload, self._policy = workload, policy
         self._curves, self._host = Curves(calibration), calibration.host
         self._steps = np.arange(1, workload.max_new_tokens, dtype=np.int64)
@@ -118,6 +123,7 @@ class _Bench:
         loads = {layer: CountedLoad(counts) for layer, counts in self._routing.prefill.items()}
         shape = SequenceShape(workload.batch_size, workload.seq_len, workload.seq_len, causal=True, loads=loads)
         self._family.prefill(self._root, tape, shape, workload.image_tokens)
+        self._note_sampling(tape, workload.seq_len)
         return simulate(tape.sequence, self._curves, self._host)
 
     def decode(self) -> TimedStage:
@@ -143,7 +149,18 @@ class _Bench:
         loads = {layer: CountedLoad(counts[step - 1 : step]) for layer, counts in self._routing.decode.items()}
         shape = SequenceShape(workload.batch_size, 1, workload.seq_len + step, causal=False, loads=loads)
         self._family.decode(self._root, tape, shape, 1)
+        self._note_sampling(tape, workload.seq_len + step)
         return simulate(tape.sequence, self._curves, self._host)
+
+    def _note_sampling(self, tape: Tape, length: int) -> None:
+        """One prompt after the other: the formulas are for one."""
+        for _ in range(self._workload.batch_size):
+            note_sampling(
+                tape.at(SAMPLING, 1),
+                vocabulary=self._vocab_size,
+                length=length,
+                ngram=self._workload.no_repeat_ngram_size,
+            )
 
 
 def _weights(chosen: Counts, steps: Counts) -> list[float]:

@@ -18,8 +18,8 @@ NULL: Final = "NULL"
 def csv_archive(run: Run) -> bytes:
     """Pack every table of a run as one CSV file each into a zip archive; equal runs give equal bytes.
 
-    Read back with ``pandas.read_csv(file, keep_default_na=False, na_values=["NULL"], float_precision="round_trip")``,
-    a table equals its Parquet file.
+    A table equals its Parquet file when read back with
+    ``pandas.read_csv(file, keep_default_na=False, na_values=["NULL"])``.
 
     Parameters
     ----------

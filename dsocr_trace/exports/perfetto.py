@@ -60,9 +60,7 @@ def perfetto_trace(run: Run, pass_name: str = PROFILED) -> str:
     if not calls:
         passes = ", ".join(dict.fromkeys(row["pass"] for row in all_calls)) or "none, as it has no calls"
         raise InputError(f"{run.path} has no pass {pass_name!r}; its passes are {passes}; choose one with --pass")
-    events = sorted(
-        (row for row in rows(run, "kernels") if row["pass"] == pass_name), key=lambda row: row["start_ns"]
-    )
+    events = sorted((row for row in rows(run, "kernels") if row["pass"] == pass_name), key=lambda row: row["start_ns"])
     operators = [row for row in events if row["kind"] == _CPU_OPERATOR]
     on_device = [row for row in events if row["kind"] != _CPU_OPERATOR]
     shown = [
@@ -105,7 +103,8 @@ def _operator_slices(operators: Sequence[Row], calls: Sequence[Row]) -> Iterator
 
     Only self times are recorded, so an operator that calls others is not around them but before them.
     """
-    bounds, of_thread = defaultdict(list), defaultdict(list)
+    bounds: dict[int, list[int]] = defaultdict(list)
+    of_thread: dict[int, list[Row]] = defaultdict(list)
     for row in calls:
         bounds[row["thread"]] += [row["start_ns"], row["end_ns"]]
     for row in operators:
@@ -124,7 +123,7 @@ def _one_after_the_other(
     """When each of the operators of a thread begins so that none overlaps another.
 
     As early as it began and the one before has ended. That way all are done whenever the thread really was, but for
-    the error of the clocks; what would pass the call's end by it is moved forward in time.
+    the error of the clocks; what would pass the call's end by it begins that much earlier.
 
     Parameters
     ----------
@@ -153,11 +152,14 @@ def _device_tracks(events: Sequence[Row]) -> Iterator[Row]:
         for track, title in dict.fromkeys(tracks):
             yield _named("thread_name", title, (process, track))
         for row, (track, _) in zip(mine, tracks, strict=True):
-            shown = _event_slice(_CATEGORIES[row["kind"]], row, (process, track), row["start_ns"])
-            shown["args"] |= {"device": int(device.rpartition(":")[2]), "stream": row["stream"]}
+            where = {
+                "device": int(device.rpartition(":")[2]),
+                "stream": row["stream"],
+                "correlation": row["correlation_id"],
+            }
+            shown = _event_slice(_CATEGORIES[row["kind"]], row, (process, track), row["start_ns"], **where)
             if row["launch_ns"] is not None:
                 launch = row["launch_thread"], row["launch_ns"], row["correlation_id"]
-                shown["args"]["correlation"] = row["correlation_id"]
                 shown |= {"bind_id": flows.setdefault(launch, len(flows) + 1), "flow_in": True}
             yield shown
         yield from _under_way(mine, process)
@@ -205,10 +207,10 @@ def _under_way(events: Iterable[Row], process: int) -> Iterator[Row]:
         }
 
 
-def _event_slice(category: str, row: Row, place: Place, start_ns: int) -> Row:
+def _event_slice(category: str, row: Row, place: Place, start_ns: int, **args: Any) -> Row:
     names = ("event_id", "stage", "step", "module_path", "call_id", "operator_category", "unclassified_reason")
     return _slice(
-        category, row["name"], place, start_ns, row["duration_ns"], **{name: row[name] for name in names}
+        category, row["name"], place, start_ns, row["duration_ns"], **{name: row[name] for name in names}, **args
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a run as the exports read them: whole numbers stay whole, where pandas turns columns with nulls to float."""
+"""The tables of a run as the exports read them: whole numbers stay whole, which pandas makes floats beside nulls."""
 
 from __future__ import annotations
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from dsocr_trace.pages import TOTAL
 from dsocr_trace.report.page.data import kind_rows, module_rows, page_data, scaled_events, stage_totals
-from dsocr_trace.report.page.findings import MINUS, TIMES, findings, signed
+from dsocr_trace.report.page.findings import MINUS, findings, signed, times
 from dsocr_trace.report.rows import StageRow, stage_rows
-from dsocr_trace.report.units import duration, percent, quantity, ratio
+from dsocr_trace.report.units import duration, percent, quantity
 from dsocr_trace.schemas import TABLES
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def report_html(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame])
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"duration": duration, "percent": percent, "quantity": quantity}
-    environment.globals["ratio"] = ratio
+    environment.globals["times"] = times
     stages, totals = stage_rows(manifest, tables), stage_totals(tables["pages"])
     kinds = kind_rows(module_rows(tables["attribution"], tables["predictions"]))
     return environment.from_string(_asset("template.html")).render(
@@ -70,11 +69,11 @@ def report_html(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame])
         findings=findings(manifest, totals, kinds),
         targets=_targets(kinds),
         pages=_pages(tables["pages"]),
-        style=Markup(_asset("vendor/tabulator.min.css") + _asset("style.css")),  # noqa: S704  our own files
-        libraries=[Markup(_asset(f"vendor/{name}.min.js")) for name in ("echarts", "tabulator")],  # noqa: S704
-        script=Markup("\n".join(_asset(name) for name in _SCRIPTS)),  # noqa: S704
+        style=_asset("vendor/tabulator.min.css") + _asset("style.css"),
+        libraries=[_asset(f"vendor/{name}.min.js") for name in ("echarts", "tabulator")],
+        script="\n".join(_asset(name) for name in _SCRIPTS),
         licenses={name: _asset(f"vendor/{name}") for name in _LICENSES},
-        data=Markup(_embedded(page_data(manifest, tables))),  # noqa: S704  escaped there
+        data=_embedded(page_data(manifest, tables)),
     )
 
 
@@ -122,7 +121,7 @@ def headlines(manifest: Mapping[str, Any], stages: list[StageRow], totals: pd.Da
         rate = f"{steps * 1e9 / decode_ns:.3g} tokens/s"
         found.insert(1, Headline("Decode", rate, f"{steps:,} steps, {duration(decode_ns / steps)} each", "measured"))
     if pd.notna(predicted):
-        detail = f"device time is {ratio(device, predicted)}{TIMES} that; {hardware['name']}, {hardware['provenance']}"
+        detail = f"device time is {times(device, predicted)} that; {hardware['name']}, {hardware['provenance']}"
         found.insert(-1, Headline("Predicted", duration(predicted), detail, "modelled"))
     if cost["ratio"] is not None:
         low, high = cost["quartiles"]

@@ -92,7 +92,7 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
         )
     notes = [f"note: {note}" for note in manifest["notes"]]
     console.print(
-        stages, modules, _trust(manifest), *notes, f"run: {run_dir}", f"report: {run_dir}/report.md", sep="\n"
+        stages, modules, _trust(manifest), *notes, f"run: {run_dir}", f"report: {run_dir}/report.html", sep="\n"
     )
 
 

@@ -214,7 +214,7 @@ def _cast(dtype: str) -> list[Arguments]:
 
 
 def _fill(dtype: str) -> list[Arguments]:
-    return _each(elements=_FEWER, dtype=(dtype, _INT64))
+    return _each(elements=_ELEMENTS, dtype=dict.fromkeys((dtype, _INT64)))
 
 
 def _kv_cache_append(dtype: str) -> list[Arguments]:

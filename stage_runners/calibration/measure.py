@@ -19,15 +19,15 @@ import torch
 from stage_runners.calibration.operands import OperandsTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 #: Shortest block of calls that is timed as one.
 _BLOCK_NS: Final = 500_000
 #: Time for one task in one round; a task whose call takes longer is called once.
 _VISIT_NS: Final = 4_000_000
+_VISIT_AND_MORE_NS: Final = 5_000_000
 _READINGS_PER_VISIT: Final = 5
 _ROUNDS: Final = 5
-_LEAST_ROUNDS: Final = 3
 #: How long a GPU is held back for each call, while the host launches them all: longer than any call takes on the host.
 _HOLD_NS_PER_CALL: Final = 200_000
 _CYCLES_PER_NS: Final = 2
@@ -188,6 +188,8 @@ class Limits:
 
     Attributes
     ----------
+    look_s
+        The first look at all tasks.
     budget_s
         All rounds together.
     call_s
@@ -196,6 +198,7 @@ class Limits:
         How often every task is visited.
     """
 
+    look_s: float
     budget_s: float
     call_s: float
     rounds: int = _ROUNDS
@@ -204,7 +207,8 @@ class Limits:
 def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, progress: Progress) -> dict[Task, float]:
     """Call each task a first time, and again to see how long it takes, in ns.
 
-    Left out are tasks that need too much memory, that take too long, and that are larger than one that takes long.
+    Left out are tasks that need too much memory, that take too long, that are larger than one that takes long, and
+    those whose turn comes too late.
 
     Parameters
     ----------
@@ -213,16 +217,17 @@ def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, prog
     stopwatch
         Takes the times.
     limits
-        What a call may take.
+        What a call may take, and all of them.
     progress
         Told of every task.
     """
     found: dict[Task, float] = {}
     slow: list[Task] = []
-    bound = limits.call_s * _NS_PER_S
+    bound, deadline = limits.call_s * _NS_PER_S, time.monotonic() + limits.look_s
     for done, task in enumerate(tasks):
         progress("first look", done, len(tasks))
-        if not task.indispensable and any(task.larger_than(other) for other in slow):
+        late = time.monotonic() > deadline
+        if not task.indispensable and (late or any(task.larger_than(other) for other in slow)):
             continue
         try:
             call = task.prepare()
@@ -274,17 +279,17 @@ def affordable(found: Mapping[Task, float], limits: Limits) -> dict[Task, float]
 
 
 def _visit_ns(took: float) -> float:
-    """One call to warm up, then readings."""
-    return 2 * took if took > _VISIT_NS else 2 * _VISIT_NS
+    """What `_visit` takes: one long call, or a short one to warm up and several readings."""
+    return max(took, _VISIT_AND_MORE_NS)
 
 
-def measure(kept: Mapping[Task, float], stopwatch: Stopwatch, limits: Limits, progress: Progress) -> dict[Task, Timing]:
-    """Visit every task in every round; after three rounds no other begins when the budget is spent.
+def measure(kept: Collection[Task], stopwatch: Stopwatch, limits: Limits, progress: Progress) -> dict[Task, Timing]:
+    """Visit every task in every round; after the first round, until the budget is spent.
 
     Parameters
     ----------
     kept
-        Time of one call, in ns.
+        The tasks.
     stopwatch
         Takes the times.
     limits
@@ -295,21 +300,28 @@ def measure(kept: Mapping[Task, float], stopwatch: Stopwatch, limits: Limits, pr
     rounds: dict[Task, list[tuple[Reading, ...]]] = {task: [] for task in kept}
     deadline = time.monotonic() + limits.budget_s
     for number in range(limits.rounds):
-        if number >= _LEAST_ROUNDS and time.monotonic() > deadline:
-            break
-        for done, (task, took) in enumerate(kept.items()):
+        for done, task in enumerate(kept):
             progress("rounds", number * len(kept) + done, limits.rounds * len(kept))
-            rounds[task].append(_visit(task, took, stopwatch))
+            if number == 0 or time.monotonic() < deadline:
+                rounds[task].append(_visit(task, stopwatch))
     progress("rounds", limits.rounds * len(kept), limits.rounds * len(kept))
     return {task: Timing(tuple(readings)) for task, readings in rounds.items()}
 
 
-def _visit(task: Task, took: float, stopwatch: Stopwatch) -> tuple[Reading, ...]:
-    """Readings of one round. The first call is not timed: it drives out what the task before has left in the caches."""
+def _visit(task: Task, stopwatch: Stopwatch) -> tuple[Reading, ...]:
+    """Readings of one round.
+
+    The first call drives out what the task before has left in the caches. It counts only where it is so long that this
+    makes no difference.
+    """
     call = task.prepare()
     warm = stopwatch(call, 1, waits=task.waits)
-    # The first look may have been slow by accident.
-    took = max(min(took, warm.device_ns), 1.0)
-    number = int(min(max(_BLOCK_NS / took, 1), stopwatch.max_calls))
-    readings = int(min(max(_VISIT_NS / (took * number), 1), _READINGS_PER_VISIT))
-    return tuple(stopwatch(call, number, waits=task.waits) for _ in range(readings))
+    if warm.device_ns > _VISIT_NS:
+        return (warm,)
+    number = int(min(max(_BLOCK_NS / max(warm.device_ns, 1.0), 1), stopwatch.max_calls))
+    readings: list[Reading] = []
+    spent = 0.0
+    while not readings or (spent < _VISIT_NS and len(readings) < _READINGS_PER_VISIT):
+        readings.append(stopwatch(call, number, waits=task.waits))
+        spent += readings[-1].device_ns * number
+    return tuple(readings)

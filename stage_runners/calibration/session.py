@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 _LEAST_BYTES: Final = 1 << 25
 _OPERAND_BYTES: Final = 1 << 30
 _SHARE: Final = 1 / 8
-#: For each dtype of a model: its rounds, and its longest call.
-_BUDGET_S: Final = 50.0
+#: For each dtype of a model: its first look, its rounds, and its longest call.
+_LOOK_S: Final = 30.0
+_BUDGET_S: Final = 40.0
 _CALL_S: Final = 0.08
 #: Noisy is what exceeds these: the median spread of all tasks, and the drift of a control from first to last round.
 NOISY_SPREAD: Final = 0.15
 NOISY_DRIFT: Final = 0.10
+#: And what has had fewer rounds than these.
+LEAST_ROUNDS: Final = 3
 _FP32: Final = "float32"
 
 
@@ -74,7 +77,7 @@ def calibrate(
         What it may take; default is a budget for each dtype.
     """
     started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-    limits = limits or Limits(_BUDGET_S * len(dtypes), _CALL_S)
+    limits = limits or Limits(_LOOK_S * len(dtypes), _BUDGET_S * len(dtypes), _CALL_S)
     bench = _Bench(device, grid_of(dtypes) if points is None else points, dtypes)
     stopwatch = CudaStopwatch(device) if device.type == "cuda" else CpuStopwatch()
     before = _machine()
@@ -86,7 +89,7 @@ def calibrate(
         "seconds": round(time.monotonic() - clock, 1),
         "points": len(bench.points),
         "points_left_out": len(bench.points) - len(result["samples"]),
-        "rounds": len(next(iter(timings.values())).rounds),
+        "rounds": min(len(timing.rounds) for timing in timings.values()),
         "gpu": attrs.asdict(telemetry.state) if telemetry.state else None,
     }
     noise = bench.noise(timings)
@@ -160,7 +163,8 @@ class _Bench:
         ]
         drift = max((timings[task].drift for task in controls), key=abs)
         spread = float(np.median([timing.spread for timing in timings.values()]))
-        noisy = spread > NOISY_SPREAD or abs(drift) > NOISY_DRIFT
+        few = min(len(timing.rounds) for timing in timings.values()) < LEAST_ROUNDS
+        noisy = spread > NOISY_SPREAD or abs(drift) > NOISY_DRIFT or few
         return {"noisy": noisy, "median_spread": round(spread, 4), "control_drift": round(drift, 4)}
 
 
@@ -207,7 +211,8 @@ def _notes(state: Mapping[str, Any], noise: Mapping[str, Any], limits: Limits) -
     if noise["noisy"]:
         notes.append(
             f"noisy: the median spread is {noise['median_spread']:.0%} (at most {NOISY_SPREAD:.0%}), a control drifted "
-            f"by {noise['control_drift']:+.0%} (at most {NOISY_DRIFT:.0%}), other programs took "
+            f"by {noise['control_drift']:+.0%} (at most {NOISY_DRIFT:.0%}), there were {state['rounds']} whole rounds "
+            f"(at least {LEAST_ROUNDS}), other programs took "
             f"{state['cpu_share_of_others']:.0%} of the CPU; calibrate again on a quiet machine"
         )
     if state["points_left_out"]:

@@ -153,7 +153,7 @@ def small_grid(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     points = [point for point in grid("bfloat16") if point.operator == "silu"][:3]
 
     def small(*arguments, **options):
-        return calibrate(*arguments, points=points, limits=Limits(1, 0.01, rounds=3), **options)
+        return calibrate(*arguments, points=points, limits=Limits(5, 60, 0.01, rounds=3), **options)
 
     monkeypatch.setattr(session, "_OPERAND_BYTES", 1 << 26)
     monkeypatch.setattr("stage_runners.calibration.calibrate", small)

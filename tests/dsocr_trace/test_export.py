@@ -18,7 +18,7 @@ from analytic.cost import COST_COLUMNS
 from analytic.errors import InputError
 from analytic.workload import profile_names
 from dsocr_trace.analytic_report import SCHEMA_VERSION, ReportSummary, TopModule, walk
-from dsocr_trace.export import RUN_FORMATS, report_text
+from dsocr_trace.export import REPORT_FORMATS, RUN_FORMATS, report_text
 from dsocr_trace.report_builder import forecast_report, run_report
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
@@ -258,7 +258,7 @@ def test_exports_are_valid(every_report, generated):
 
 def test_commands_write_what_python_does(invoke, finished, ran, reports, tmp_path):
     run, _ = finished
-    for name in RUN_FORMATS:
+    for name in REPORT_FORMATS:
         result = invoke("export", run.path, "--format", name)
         (tmp_path / f"shown.{name}").write_text(result.stdout)
         assert dsocr_trace.load_report(tmp_path / f"shown.{name}") == ran
@@ -298,7 +298,7 @@ PREDICT = ("predict", "--workload", "dsocr-smoke-v1", "--hardware", "h200", "--e
         ((*PREDICT, "report.txt"), "report.txt must end in one of .json, .yaml, .yml"),
         ((*PREDICT, "nowhere/report.json"), "nowhere/report.json cannot be written: it must be a file in an existing"),
         (("export", ".", "--format", "json"), ". is not a run directory: it has no run.json"),
-        (("export", ".", "--format", "xml"), "no format 'xml'; choose one of json, yaml with --format"),
+        (("export", ".", "--format", "xml"), f"no format 'xml'; choose one of {', '.join(RUN_FORMATS)} with --format"),
     ],
 )
 def test_bad_arguments(invoke, tmp_path, monkeypatch, arguments, part):

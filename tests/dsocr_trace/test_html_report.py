@@ -189,7 +189,7 @@ def test_a_run_without_prediction_and_without_decode_has_a_report(run):
 def test_too_many_rows_are_cut_to_the_largest_and_counted(run, monkeypatch):
     tables = stored_tables(run)
     whole = data.module_rows(tables["attribution"], tables["predictions"])
-    monkeypatch.setattr(data, "MOST_ROWS", 40)
+    monkeypatch.setitem(data.MOST_ROWS, "modules", 40)
     content = data.page_data(run.manifest, tables)
     kept = content["tables"]["modules"]
     assert content["left_out"]["modules"] == len(whole) - 40

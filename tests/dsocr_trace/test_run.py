@@ -14,6 +14,8 @@ import pytest
 import dsocr_trace
 from analytic.config import variant_config
 from analytic.hardware import load_hardware
+from analytic.layers.base import Policy
+from analytic.model import deepseek_ocr
 from analytic.predict import predict, stage_rows
 from analytic.workload import load_workload
 from dsocr_trace.schemas import TABLES
@@ -94,7 +96,8 @@ def test_directly_called_forwards_have_measured_rows(finished):
 def test_predictions_are_the_analytic_engines(finished):
     run, summary = finished
     workload = load_workload("dsocr-smoke-v1")
-    prediction = predict(variant_config(workload.variant), workload, hardware=load_hardware("h200"))
+    model = deepseek_ocr(variant_config(workload.variant))
+    prediction = predict(model, workload, hardware=load_hardware("h200"), policy=Policy())
     for row in stage_rows(prediction):
         mine = run.predictions[run.predictions.stage == row.stage]
         assert mine.tensor_flops.sum() == row.tensor_flops

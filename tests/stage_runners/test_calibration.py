@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from analytic.cost import DTYPES
 from analytic.operators import OPERATORS
@@ -25,7 +26,7 @@ from stage_runners.calibration.session import grid_of
 from stage_runners.deepseek_ocr import ATTENTION_IMPLEMENTATIONS
 
 CPU = torch.device("cpu")
-LIMITS = Limits(budget_s=60, call_s=1.0, rounds=2)
+LIMITS = Limits(look_s=60, budget_s=60, call_s=1.0, rounds=2)
 
 #: Operators whose call returns something else than the formula's result, and why.
 RETURNS_MORE_OR_LESS = {
@@ -125,6 +126,14 @@ def test_eager_attention_runs_the_operators_of_the_model(queries, buffer) -> Non
     assert dispatched(*ours) == dispatched(lambda: attend(query, key, key))
 
 
+def test_the_cache_is_extended_as_transformers_does(buffer) -> None:
+    old, new = torch.zeros(1, 1, 7, 64), torch.zeros(1, 1, 1, 64)
+    cache = DynamicCache()
+    cache.update(old, old, 0)
+    ours = call_of("kv_cache_append", {"cached": 2 * 64 * 8, "added": 2 * 64, "dtype": "float32"}, buffer)
+    assert dispatched(ours) == dispatched(lambda: cache.update(new, new, 0))
+
+
 @pytest.mark.parametrize(("counted", "causal"), [("rectangle", False), ("triangle", True)])
 def test_fused_attention_is_causal_where_the_triangle_counts(counted, causal, buffer) -> None:
     sizes = {"heads": 1, "queries": 4, "keys": 4, "head_dim": 64, "dtype": "float32", "counted": counted}
@@ -196,32 +205,38 @@ def test_what_does_not_fit_into_memory_is_left_out() -> None:
 def test_the_budget_is_shared_between_groups() -> None:
     heavy = {task(f"heavy {number}", number * 1e9, group="heavy"): number * 1e9 for number in range(1, 8)}
     light = {task(f"light {number}", 1e6, group="light"): 1e6 for number in range(10)}
-    kept = measure.affordable(heavy | light, Limits(budget_s=45, call_s=9, rounds=2))
-    # Two rounds of two calls each: 1 + 2 + 3 + 4 s fit, 5 s more do not.
-    assert kept == {t: took for t, took in heavy.items() if took < 5e9} | light
+    kept = measure.affordable(heavy | light, Limits(look_s=9, budget_s=45, call_s=9, rounds=2))
+    # Two rounds of 1 + 2 + ... + 6 s fit, 7 s more do not.
+    assert kept == {t: took for t, took in heavy.items() if took < 7e9} | light
 
 
 def test_a_group_keeps_its_smallest_and_what_is_indispensable() -> None:
     found = {task(str(number), 1e9): 1e9 + number for number in range(6)}
-    kept = measure.affordable(found, Limits(budget_s=0, call_s=9))
+    kept = measure.affordable(found, Limits(look_s=9, budget_s=0, call_s=9))
     assert list(kept.values()) == [1e9, 1e9 + 1, 1e9 + 2]
     needed = {task("needed", 1e9, indispensable=True): 1e9 + number for number in range(6)}
-    assert measure.affordable(needed, Limits(budget_s=0, call_s=9)) == needed
+    assert measure.affordable(needed, Limits(look_s=9, budget_s=0, call_s=9)) == needed
 
 
 def test_rounds_are_interleaved_and_short_calls_come_in_blocks() -> None:
     clock, quick, slow = Clock(), task("quick", 100.0), task("slow", 1e9)
-    found = measure.measure({quick: 100.0, slow: 1e9}, clock, LIMITS, silent)
-    one_round = ["quickx1", *["quickx10"] * 5, "slowx1", "slowx1"]
+    found = measure.measure([quick, slow], clock, LIMITS, silent)
+    one_round = ["quickx1", *["quickx10"] * 5, "slowx1"]
     assert clock.log == one_round * 2
     assert (found[quick].repeats, found[slow].repeats) == (10, 2)
     assert (found[quick].device_ns, found[slow].device_ns) == (100.0, 1e9)
 
 
-def test_rounds_end_with_the_budget_but_not_before_the_third() -> None:
-    slow = task("slow", 1e9)
-    found = measure.measure({slow: 1e9}, Clock(), Limits(budget_s=0, call_s=1, rounds=9), silent)
-    assert found[slow].repeats == 3
+def test_rounds_end_with_the_budget_but_not_the_first() -> None:
+    tasks = [task("one", 1e9), task("two", 1e9)]
+    found = measure.measure(tasks, Clock(), Limits(look_s=9, budget_s=0, call_s=1, rounds=9), silent)
+    assert [found[one].repeats for one in tasks] == [1, 1]
+
+
+def test_a_late_first_look_is_left_out() -> None:
+    needed = task("needed", 1.0, indispensable=True)
+    found = measure.first_look([task("late", 1.0), needed], Clock(), Limits(look_s=-1, budget_s=9, call_s=1), silent)
+    assert found == {needed: 1.0}
 
 
 def test_statistics_of_a_timing() -> None:
@@ -293,7 +308,7 @@ def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
         ["bfloat16"],
         name="here",
         points=points,
-        limits=Limits(5, 0.01, rounds=3),
+        limits=Limits(5, 60, 0.01, rounds=3),
         progress=lambda *p: phases.append(p),
     )
     assert (found.device, found.kind) == ("here", "cpu")
@@ -313,6 +328,6 @@ def test_a_noisy_calibration_says_so(monkeypatch: pytest.MonkeyPatch, spread, dr
     monkeypatch.setattr("stage_runners.calibration.session._OPERAND_BYTES", 1 << 26)
     monkeypatch.setattr(Timing, "spread", spread)
     monkeypatch.setattr(Timing, "drift", drift)
-    found = calibrate(CPU, [], name="here", points=[], limits=Limits(1, 0.01, rounds=3), progress=silent)
+    found = calibrate(CPU, [], name="here", points=[], limits=Limits(5, 60, 0.01, rounds=3), progress=silent)
     assert found.state["noisy"] is noisy
     assert any(note.startswith("noisy: the median spread is 20%") for note in found.notes) == (spread > 0.15)

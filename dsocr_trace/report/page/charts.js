@@ -33,14 +33,20 @@ function addStageChart(stages) {
       type: "category", data: order.map((row) => row.stage), axisTick: { show: false }, axisLine: { show: false },
       axisLabel: { color: colour("ink"), fontFamily: FONT, fontSize: 13 },
     },
-    series: parts.map(([name, shade, value], place) => ({
-      name, type: "bar", stack: "wall", barWidth: 24, itemStyle: { color: colour(shade) }, silent: false,
-      data: order.map(value),
-      label: {
-        show: place === parts.length - 1, position: "right", color: colour("muted"), fontFamily: FONT,
-        formatter: ({ dataIndex }) => `${duration(order[dataIndex].wall_ns)} wall`,
+    series: [
+      ...parts.map(([name, shade, value]) => ({
+        name, type: "bar", stack: "wall", barWidth: 24, itemStyle: { color: colour(shade) }, data: order.map(value),
+      })),
+      {
+        // A profiled stage can take longer than the same stage without the profiler: the mark says where the latter ended.
+        name: "Wall", type: "scatter", symbol: "rect", symbolSize: [3, 34], itemStyle: { color: colour("ink") }, z: 5,
+        data: order.map((row) => ({ value: [row.wall_ns, row.stage], label: { position: row.gap_ns < 0 ? "top" : "right" } })),
+        label: {
+          show: true, distance: 5, color: colour("ink"), fontFamily: FONT,
+          textBorderColor: colour("paper"), textBorderWidth: 3, formatter: ({ dataIndex }) => duration(order[dataIndex].wall_ns),
+        },
       },
-    })),
+    ],
   }));
 }
 

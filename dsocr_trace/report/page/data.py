@@ -15,8 +15,8 @@ from hooks.attribution import UNCLASSIFIED
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: More rows than this would make the page slow; the largest are kept, and the page says how many are missing.
-MOST_ROWS: Final = 15_000
+#: More rows than this would make the page heavy; the largest are kept, and the page says how many are missing.
+MOST_ROWS: Final = {"modules": 8_000, "kernels": 2_000}
 
 _KIND: Final = ["stage", "kind", "module_class"]
 _NUMBER: Final = r"\.\d+(?=\.|$)"
@@ -42,10 +42,10 @@ def page_data(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
     modules = module_rows(tables["attribution"], tables["predictions"])
     kernels = kernel_rows(tables["kernels"])
     frames = {
-        "modules": _largest(modules, "scaled_total_ns"),
+        "modules": _largest(modules, "scaled_total_ns", MOST_ROWS["modules"]),
         "kinds": kind_rows(modules),
         "operators": operator_rows(tables["operators"]),
-        "kernels": _largest(kernels, "scaled_ns"),
+        "kernels": _largest(kernels, "scaled_ns", MOST_ROWS["kernels"]),
         "unclassified": unclassified_rows(tables["attribution"], manifest["unclassified"]),
         "calls": folded_calls(tables["callgraph"]),
         "experts": expert_rows(tables["modules"], tables["attribution"]),
@@ -72,9 +72,9 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _largest(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The `MOST_ROWS` largest rows, in their own order. A module is never larger than the one that holds it."""
-    return rows.loc[rows[column].nlargest(MOST_ROWS, keep="first").index.sort_values()]
+def _largest(rows: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
+    """The largest rows, in their own order. A module is never larger than the one that holds it, which comes first."""
+    return rows.loc[rows[column].nlargest(most, keep="first").index.sort_values()]
 
 
 def module_rows(attribution: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import pandas as pd
 
 from dsocr_trace.report.units import duration, percent, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pandas as pd
-
 
 MINUS: Final = "\N{MINUS SIGN}"
-TIMES: Final = "\N{MULTIPLICATION SIGN}"
+_TIMES: Final = "\N{MULTIPLICATION SIGN}"
 #: What a bound means.
 _LIMITS: Final = {"compute": "arithmetic", "memory": "memory bandwidth"}
 
@@ -51,11 +50,17 @@ def findings(manifest: Mapping[str, Any], stages: pd.DataFrame, kinds: pd.DataFr
 def _dominant(stages: pd.DataFrame) -> str:
     wall = stages["wall_ns"].sum()
     top = stages.loc[stages["wall_ns"].idxmax()]
-    gap = max(0, top["gap_ns"])
-    return (
+    answer = (
         f"{top['stage'].capitalize()}: {duration(top['wall_ns'])} of {duration(wall)} wall time "
-        f"({percent(top['wall_ns'] / wall)}). The device worked for {duration(top['scaled_ns'])} of it; "
-        f"{duration(gap)} ({percent(gap / top['wall_ns'])}) had no work on the device."
+        f"({percent(top['wall_ns'] / wall)}). "
+    )
+    if top["gap_ns"] < 0:
+        return (
+            answer + f"Its device time is {duration(top['scaled_ns'])}: under the profiler it ran longer than without."
+        )
+    return (
+        f"{answer}The device worked for {duration(top['scaled_ns'])} of it; {duration(top['gap_ns'])} "
+        f"({percent(top['gap_ns'] / top['wall_ns'])}) had no work on the device."
     )
 
 
@@ -69,7 +74,7 @@ def _first(kinds: pd.DataFrame) -> str:
     if top is None:
         return ""
     whole = kinds["scaled_self_ns"].sum()
-    instances = f"{top['modules']:,} {TIMES} " if top["modules"] > 1 else ""
+    instances = f"{top['modules']:,} {_TIMES} " if top["modules"] > 1 else ""
     return (
         f"{instances}{top['module_class']} in {top['stage']} ({top['kind'] or 'the root'}): "
         f"{duration(top['scaled_self_ns'])} on the device, {percent(top['scaled_self_ns'] / whole)} of all. "
@@ -86,7 +91,7 @@ def _roof(manifest: Mapping[str, Any], kinds: pd.DataFrame) -> str:
         "compute": (top["achieved_flops_per_s"], hardware["tensor_flops_per_s"], "FLOP/s"),
         "memory": (top["achieved_bytes_per_s"], hardware["memory_bytes_per_s"], "B/s"),
     }
-    answer = f"It takes {top['scaled_self_ns'] / top['predicted_self_ns']:.1f}{TIMES} the predicted time"
+    answer = f"It takes {times(top['scaled_self_ns'], top['predicted_self_ns'])} the predicted time"
     if top["bound"] not in rates:
         return f"{answer}, most of which the {top['bound']} sets."
     reached, ceiling, unit = rates[top["bound"]]
@@ -127,3 +132,11 @@ def overhead(manifest: Mapping[str, Any]) -> str:
 def signed(share: float) -> str:
     """Share as a percentage with its sign."""
     return f"{share:+.1%}".replace("-", MINUS)
+
+
+def times(value: float | None, base: float | None) -> str:
+    """How many times `base` a value is, with two digits; ``-`` where it cannot be said."""
+    if value is None or not base or pd.isna(base):
+        return "-"
+    quotient = value / base
+    return f"{quotient:,.0f}{_TIMES}" if quotient >= 10 else f"{quotient:.2g}{_TIMES}"

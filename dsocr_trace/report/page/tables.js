@@ -15,7 +15,7 @@ function fixed(value, scale) {
   return number.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 }
 
-// Long names may break after punctuation.
+// Long names may break after punctuation, on paper; on the screen they are cut.
 const breakable = (name) => escaped(name).replace(/[.:,]+(?=[^.:,])/g, "$&<wbr>");
 
 // The kinds of columns. Each takes the table's rows, its field and its title.
@@ -66,7 +66,7 @@ const TABLES = {
   ],
   kernels: [
     text("stage", "Stage"), path("name", "Name", { widthGrow: 3 }), text("kind", "Kind"), text("operator_category", "Category"), text("kernel_family", "Family"),
-    group(MEASURED, whole("event_count", "Events"), time("measured_ns", "Total"), time("mean_ns", "Mean")),
+    group(MEASURED, whole("event_count", "Events"), time("measured_ns", "Total"), measure(TIMES, "")("mean_ns", "Mean")),
     group(SCALED, time("scaled_ns", "Total")),
   ],
   unclassified: [

@@ -15,7 +15,7 @@ const duration = (ns) => scaled(ns, TIMES, "");
 const quantity = (value, unit) => scaled(value, PREFIXES, unit);
 const percent = (share) => (share === null ? NONE : `${(100 * share).toFixed(1)}%`);
 const count = (value) => (value === null ? NONE : value.toLocaleString("en-US"));
-const times = (ratio) => (ratio === null ? NONE : `${Number(ratio.toPrecision(2))}×`);
+const times = (ratio) => (ratio === null ? NONE : `${ratio >= 10 ? count(Math.round(ratio)) : Number(ratio.toPrecision(2))}×`);
 const divided = (above, below) => (above === null || !below ? null : above / below);
 
 function escaped(text) {

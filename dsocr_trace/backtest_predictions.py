@@ -1,0 +1,70 @@
+"""What a backtest predicts, from the calibration of the device alone. Needs no torch, and sees no run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pandas as pd
+
+from analytic.model import STAGES
+from analytic.predict import module_rows, predict
+from analytic.timing.workload import time_workload
+
+if TYPE_CHECKING:
+    from analytic.hardware import Hardware
+    from analytic.layers.base import Policy
+    from analytic.model import Model
+    from analytic.timing.calibration import Calibration
+    from analytic.workload import Workload
+
+#: What the parts of the model build on each other, each from the one before:
+#: ceilings of the datasheet; ceilings of the calibration; the operators' own curves; and the host around them.
+LEVELS: Final = ("datasheet_ns", "roof_ns", "device_ns", "predicted_ns")
+KEY: Final = ["stage", "module_path", "module_class"]
+
+
+def predict_trial(
+    model: Model, workload: Workload, calibration: Calibration, hardware: Hardware, policy: Policy
+) -> pd.DataFrame:
+    """Predict what every module spends itself.
+
+    Parameters
+    ----------
+    model
+        Which model.
+    workload
+        Page, prompt and number of new tokens. Experts get equal shares: the router's choices are not known before.
+    calibration
+        The device as it was measured.
+    hardware
+        The device as its datasheet has it.
+    policy
+        How the model runs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per stage and module that is called: `KEY`, `LEVELS`, and `extrapolated_ns`, the device's time beyond
+        the calibrated sizes; all in whole ns.
+    """
+    classes = {node.module_path: node.module_class for node in model.tree}
+    datasheet = {
+        (row.stage, row.module_path): row.predicted_ns
+        for row in module_rows(predict(model, workload, hardware=hardware, policy=policy))
+    }
+    timed = time_workload(model, workload, calibration, policy=policy)
+    rows = [
+        {
+            "stage": stage,
+            "module_path": path,
+            "module_class": classes.get(path, path),
+            "datasheet_ns": datasheet.get((stage, path), 0),
+            "roof_ns": round(spent.roof_ns),
+            "device_ns": round(spent.device_ns),
+            "predicted_ns": round(spent.wall_ns),
+            "extrapolated_ns": round(spent.extrapolated_ns),
+        }
+        for stage in STAGES
+        for path, spent in timed[stage].modules.items()
+    ]
+    return pd.DataFrame(rows)
