@@ -27,8 +27,8 @@ DRIFT: Final = 0.10
 
 #: What each level adds to the one before it.
 PARTS: Final = ("datasheet_ns", "ceilings_ns", "shape_ns", "host_ns")
-#: Stands for what tracing itself adds, so that the classes add up to the total without it.
-TRACER: Final = "(tracer)"
+#: What the modules leave of the total: the tracer's own time, with a minus; on a GPU, the time that the device is idle.
+REST: Final = "(rest)"
 #: The model again, for what was set aside to be seen.
 ALL_TRIALS: Final = "time model, trials set aside included"
 _NAMES: Final = {
@@ -127,21 +127,20 @@ def gap(modules: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     modules
-        Predicted and traced, per trial and module.
+        Predicted and measured, per trial and module.
     trials
-        The same trials, measured without the tracer.
+        The same trials as a whole, measured without the tracer.
 
     Returns
     -------
     pandas.DataFrame
         `PARTS`, which add up to ``predicted_ns``; with ``unexplained_ns`` they are ``measured_ns``, in whole ns. The
-        rows of the classes and of `TRACER` add up to the last one, the total.
+        rows of the classes and of `REST` add up to the last one, the total.
     """
-    sums = modules.groupby("module_class")[[*LEVELS, "measured_ns"]].sum()
-    sums = sums.sort_values("measured_ns", ascending=False)
-    sums.loc[TRACER] = 0
-    sums.loc[TRACER, "measured_ns"] = trials["measured_ns"].sum() - modules["measured_ns"].sum()
-    sums.loc["total"] = sums.sum()
+    columns = [*LEVELS, "measured_ns"]
+    sums = modules.groupby("module_class")[columns].sum().sort_values("measured_ns", ascending=False)
+    sums.loc[REST] = trials[columns].sum() - modules[columns].sum()
+    sums.loc["total"] = trials[columns].sum()
     sums = sums.astype("int64")
     steps = sums[list(LEVELS)].diff(axis="columns").fillna(sums[[LEVELS[0]]]).astype("int64")
     steps.columns = pd.Index(PARTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -134,10 +133,7 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
 
 
 def _side(run: Run) -> _Side:
-    try:
-        problem = other_version(run)
-    except (json.JSONDecodeError, OSError) as error:
-        raise InputError(f"the manifest of {run.path} is damaged: {error}; make the run again") from error
+    problem = other_version(run)
     if problem:
         raise InputError(problem)
     attribution = run.attribution.reindex(columns=TABLES["attribution"].names)
@@ -231,8 +227,8 @@ def _verdicts(rows: pd.DataFrame, presence: pd.Series, prefix: str = "") -> pd.S
 
 
 def _stages(a: _Side, b: _Side, factors: Mapping[str, float]) -> pd.DataFrame:
-    sides = {"_a": _stage_figures(a, dict.fromkeys(factors, 1.0)), "_b": _stage_figures(b, factors)}
-    rows = sides["_a"].join(sides["_b"], lsuffix="_a", rsuffix="_b")
+    left, right = _stage_figures(a, dict.fromkeys(factors, 1.0)), _stage_figures(b, factors)
+    rows = left.add_suffix("_a").join(right.add_suffix("_b"))
     tested = differences(a.stage, b.stage, factors, a.stage.repeats.index).droplevel("module_path")
     rows = rows.join(tested).assign(difference_ns=rows["wall_ns_b"] - rows["wall_ns_a"])
     rows.insert(0, "unit", rows.index.map(UNITS.get))

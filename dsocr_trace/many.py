@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,7 +44,7 @@ def load_all(runs: str | Path | Iterable[str | Path], table: str = "attribution"
     Raises
     ------
     InputError
-        If there is no such table or no run, or a run lacks the table.
+        If there is no such table or no run, or a run is damaged.
     """
     if table not in TABLES:
         raise InputError(f"no table {table!r}; choose one of {', '.join(TABLES)}")
@@ -60,8 +61,17 @@ def load_all(runs: str | Path | Iterable[str | Path], table: str = "attribution"
 
 
 def other_version(run: Run) -> str | None:
-    """Why a run cannot be read together with those that this version writes; None if it can."""
-    version = run.manifest.get("schema_version")
+    """Why a run cannot be read together with those that this version writes; None if it can.
+
+    Raises
+    ------
+    InputError
+        If its manifest is damaged.
+    """
+    try:
+        version = run.manifest.get("schema_version")
+    except (json.JSONDecodeError, OSError) as error:
+        raise InputError(f"the manifest of {run.path} is damaged: {error}; make the run again") from error
     if version == SCHEMA_VERSION:
         return None
     return f"{run.path} has schema version {version}, this dsocr-trace reads {SCHEMA_VERSION}; make the run again"

@@ -2,8 +2,9 @@
 
 A trial warms up with one prefill and one decode step. Then the same generation runs twice: plain, which gives the walls
 of the stages, and traced, which gives the time of every module. Which of them goes first alternates from trial to
-trial. A control, a fixed matrix product and a fixed copy, is timed before and after: it tells whether the machine
-itself changed.
+trial. On a GPU the host's clock does not tell what a module takes: there it is the kernels of a third generation, under
+the profiler. A control, a fixed matrix product and a fixed copy, is timed before and after: it tells whether the
+machine itself changed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import attrs
 import numpy as np
 import torch
 
+from hooks.attribution import UNCLASSIFIED, attribute
+from hooks.capture import EventCapture
 from hooks.tracer import PositionStages, Tracer
 from stage_runners.generate import Generation
 from stage_runners.inputs import build_inputs
@@ -81,9 +84,10 @@ class MeasuredTrial:
     plain, traced
         Walls of the stages without and with the tracer; the choice of a token belongs to the forward before it.
     own_ns
-        Under the tracer, by stage and module path: time in the module's own forward, without the modules that it calls.
+        By stage and module path: time in the module's own forward, without the modules that it calls; under the tracer,
+        or on a GPU the busy time of the device.
     between_ns
-        Under the tracer, by stage: time outside every module.
+        The same by stage, outside every module.
     before, after
         The control.
     """
@@ -95,6 +99,12 @@ class MeasuredTrial:
     between_ns: Mapping[str, int]
     before: Control
     after: Control
+
+
+def middle(readings: Sequence[Control]) -> Control:
+    """Median of each of the control's times."""
+    times = np.median([attrs.astuple(reading) for reading in readings], axis=0)
+    return Control(*(int(nanoseconds) for nanoseconds in times))
 
 
 class ControlPoint:
@@ -177,15 +187,27 @@ class _Bench:
             with self._tracer if traced else contextlib.nullcontext():
                 repeats[traced] = self._generate(inputs, trial.workload.max_new_tokens)
             if traced:
-                calls = self._tracer.calls()
+                own_ns, between_ns = module_times(self._tracer.calls(), repeats[True])
         after = self._control.read()
-        own_ns, inside_ns = own_times(calls)
-        walls = {
-            "prefill": repeats[True].vision_ns + repeats[True].prefill_ns,
-            "decode": sum(repeats[True].decode_ns),
-        }
-        between_ns = {stage: wall - inside_ns.get(stage, 0) for stage, wall in walls.items()}
+        if self._device.type == "cuda":
+            own_ns, between_ns = self.device_times(inputs)
         return MeasuredTrial(trial, repeats[False], repeats[True], own_ns, between_ns, before, after)
+
+    def device_times(self, inputs: ModelInputs) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+        """What the device runs in one more generation, in each module and outside of all, in ns."""
+        self._tracer.clear()
+        with self._tracer, EventCapture(self._device) as capture, capture.window():
+            self._generate(inputs, inputs.workload.max_new_tokens)
+        kernels = attribute(capture.events, self._tracer.calls())
+        own: defaultdict[tuple[str, str], int] = defaultdict(int)
+        between: defaultdict[str, int] = defaultdict(int)
+        columns = (kernels[name].to_pylist() for name in ("stage", "module_path", "duration_ns"))
+        for stage, path, duration in zip(*columns, strict=True):
+            if path == UNCLASSIFIED:
+                between[stage] += duration
+            else:
+                own[stage, path] += duration
+        return dict(own), dict(between)
 
     def _generate(self, inputs: ModelInputs, tokens: int) -> Repeat:
         """One generation; two hooks tell vision from prefill."""
@@ -221,6 +243,21 @@ class _Bench:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def module_times(calls: pa.Table, walls: Repeat) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+    """Time of each module without the modules that it calls, and by stage the time outside of all, in ns.
+
+    Parameters
+    ----------
+    calls
+        Of one generation.
+    walls
+        Of the same.
+    """
+    own, outermost = own_times(calls)
+    stages = {"prefill": walls.vision_ns + walls.prefill_ns, "decode": sum(walls.decode_ns)}
+    return own, {stage: wall - outermost.get(stage, 0) for stage, wall in stages.items()}
 
 
 def own_times(calls: pa.Table) -> tuple[dict[tuple[str, str], int], dict[str, int]]:

@@ -34,6 +34,8 @@ _REACH: Final = 1.5
 _MARGIN: Final = 0.5
 _NS_PER_S: Final = 1e9
 
+#: Whether attention is causal, and how many neighbours an interpolation reads: each is a kernel of its own.
+_KERNELS: Final = ("counted", "taps")
 #: What the time of an operator depends on; of all others, on the bytes that it moves.
 _FEATURES: Final[Mapping[str, Callable[[Mapping[str, Any]], Sequence[float]]]] = {
     "linear": lambda a: (a["rows"], a["in_features"], a["out_features"]),
@@ -133,8 +135,8 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(operator: str, arguments: Mapping[str, Any]) -> tuple[str, str, Any]:
-    """Which calls share a curve: operator, dtype, and whether attention is causal, which is a kernel of its own."""
-    return operator, compute_dtype(arguments), arguments.get("counted")
+    """Which calls share a curve: operator, dtype, and what chooses a kernel of its own."""
+    return operator, compute_dtype(arguments), tuple(arguments.get(name) for name in _KERNELS)
 
 
 def compute_dtype(arguments: Mapping[str, Any]) -> str:

@@ -19,7 +19,11 @@ _SUMMARY: Final = "attribution.json"
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option(
-    "--run", "run_dir", type=click.Path(path_type=Path), metavar="RUN", help="Join with this run's module tree."
+    "--run",
+    "run_dir",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Join with this run's module tree, and compare with its calls.",
 )
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Write tables and a page there.")
 @click.option("--force", is_flag=True, help="Replace what an earlier attribution wrote to --output.")

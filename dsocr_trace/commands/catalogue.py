@@ -23,12 +23,17 @@ from dsocr_trace.commands.common import DIFFERENT, debug_option, reported
 @click.option(
     "--trust-remote-code", is_flag=True, help="Build the checkpoint's own code: it can do all that your account can."
 )
-@click.option("--refresh", is_flag=True, help="Write the snapshot anew; with --model builtin.")
+@click.option("--refresh", is_flag=True, help="Write the snapshot anew; only with --model builtin, in a checkout.")
 @debug_option
 def list_command(
     *, what: str, variant: str | None, model: str | None, trust_remote_code: bool, refresh: bool, debug: bool
 ) -> None:
-    """Print what is built in; for layers with --model, exit with 3 if they differ from the snapshot."""
+    """Print what is built in.
+
+    Names of workloads, variants and hardware entries; operators, the formulas that costs are made of; layers, the
+    module classes with the layers of the cost model that stand for them. For layers with --model, exit with 3 if they
+    differ from the snapshot.
+    """
     different = False
     live = model is not None or refresh or trust_remote_code
     with reported(debug=debug):

@@ -19,7 +19,11 @@ from dsocr_trace.commands.common import debug_option, reported
     metavar="DIR",
     help="Where runs would be written.",
 )
-@click.option("--probe", is_flag=True, help="Also let Nsight Systems record one range, which takes some seconds.")
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Also let Nsight Systems record one range, some seconds long: proof instead of version numbers.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @debug_option
 def doctor(*, output: Path, probe: bool, as_json: bool, debug: bool) -> None:

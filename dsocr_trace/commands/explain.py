@@ -18,14 +18,26 @@ if TYPE_CHECKING:
 @click.argument("module_path")
 @click.option("--workload", metavar="ID|FILE.toml", help="Explain a prediction of this workload; needs --hardware.")
 @click.option(
-    "--run", "run_dir", type=click.Path(path_type=Path), metavar="DIR", help="Explain the prediction of this run."
+    "--run",
+    "run_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Explain what is predicted of this run, beside what it measured.",
 )
-@click.option("--page", type=click.IntRange(min=0), metavar="N", help="Page of the run, from 0.")
-@click.option("--stage", type=click.Choice(["vision", "prefill", "decode"]), help="Only this stage.")
-@click.option("--hardware", metavar="NAME|FILE.toml", help="Predict for this; default is the run's.")
-@click.option("--variant", metavar="ID", help="Size of the model; the workload names the default.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the workload; may be given several times."
+    "--page", type=click.IntRange(min=0), metavar="N", help="Page of the run, counted from 0.  [default: the only one]"
+)
+@click.option("--stage", type=click.Choice(["vision", "prefill", "decode"]), help="Only this stage.  [default: all]")
+@click.option(
+    "--hardware", metavar="NAME|FILE.toml", help="Predict for this; needed with --workload.  [default: of the run]"
+)
+@click.option("--variant", metavar="ID", help="Size of the model.  [default: of the workload]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change the workload, as in predict; may be given several times; not with --run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @debug_option

@@ -25,15 +25,20 @@ _ARCHIVE: Final = "csv"
     "run_format",
     required=True,
     metavar="json|yaml|perfetto|speedscope|dot|csv",
-    help="Analytic report, timeline, flame graph, call graph, or every table in a zip archive.",
+    help="Analytic report (json, yaml), timeline, flame graph, call graph, or every table in a zip archive.",
 )
-@click.option("--pass", "pass_name", metavar="NAME", help="Pass that perfetto shows.  [default: profiled]")
+@click.option(
+    "--pass",
+    "pass_name",
+    metavar="NAME",
+    help="Pass that perfetto shows: profiled, traced, traced-2, ...  [default: profiled]",
+)
 @click.option("--stage", metavar="NAME", help="The only stage that dot draws.  [default: all]")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to write; gzipped if it ends in .gz.  [default: standard output]",
+    help="Where to write; gzipped if it ends in .gz; required for csv.  [default: standard output]",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @debug_option

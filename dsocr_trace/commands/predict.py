@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     metavar="builtin|DIR",
     help="The built-in model, or a checkpoint directory of any installed family; its config.json is enough.",
 )
-@click.option("--variant", metavar="ID", help="Size of the built-in model; the workload names the default.")
+@click.option(
+    "--variant", metavar="ID", help="Size of the built-in model; not with a checkpoint.  [default: of the workload]"
+)
 @click.option(
     "--set",
     "settings",

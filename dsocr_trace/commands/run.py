@@ -25,7 +25,13 @@ class _StepCount(click.ParamType[int | None]):
 @click.option(
     "--workload", required=True, metavar="ID|FILE.toml", help="What to run; see `dsocr-trace list workloads`."
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="Where to run.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda:N",
+    help="Where to run; auto takes cuda:0 if torch sees a GPU, else the CPU.",
+)
 @click.option(
     "--model",
     default="builtin",
@@ -33,7 +39,9 @@ class _StepCount(click.ParamType[int | None]):
     metavar="builtin|DIR",
     help="The built-in model with seeded weights, or a checkpoint directory (safetensors).",
 )
-@click.option("--variant", metavar="ID", help="Size of the built-in model; the workload names the default.")
+@click.option(
+    "--variant", metavar="ID", help="Size of the built-in model; not with a checkpoint.  [default: of the workload]"
+)
 @click.option(
     "--attention",
     metavar="sdpa|eager|flash_attention_2",
@@ -52,19 +60,28 @@ class _StepCount(click.ParamType[int | None]):
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="PNG, JPEG or PDF page to run instead of a synthetic one; may be given several times.",
+    help="PNG, JPEG or PDF to run instead of a synthetic page, every page of it; may be given several times.",
 )
-@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), help="Type of weights; default is the configuration's.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens to generate.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "fp32"]),
+    help="Type of weights and activations.  [default: of the configuration]",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens to generate; 1 runs no decode step.  [default: of the workload]",
+)
 @click.option(
     "--profile-steps",
     type=_StepCount(),
     default="16",
     show_default=True,
     metavar="N|all",
-    help="Decode steps to profile.",
+    help="Decode steps to profile per page; the rest is scaled.",
 )
-@click.option("--hardware", metavar="NAME|FILE.toml", help="Predict for this; default is the entry of the device.")
+@click.option("--hardware", metavar="NAME|FILE.toml", help="Ceilings to predict with.  [default: of the device]")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -73,9 +90,18 @@ class _StepCount(click.ParamType[int | None]):
     metavar="DIR",
     help="Where run directories are made.",
 )
-@click.option("--run-id", metavar="NAME", help="Name of the run directory.  [default: workload, device and time]")
 @click.option(
-    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Traced generations to run."
+    "--run-id",
+    metavar="NAME",
+    help="Name of the run directory; none is overwritten.  [default: workload, device and time]",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Traced generations per page; wall times are their median.",
 )
 @click.option(
     "--seed",
@@ -83,7 +109,7 @@ class _StepCount(click.ParamType[int | None]):
     default=0,
     show_default=True,
     metavar="N",
-    help="Of page, prompt and random weights.",
+    help="Of the synthetic page, the prompt's text ids and the random weights.",
 )
 @click.option(
     "--keep-capture/--no-keep-capture",

@@ -22,7 +22,7 @@ from dsocr_trace.commands.common import debug_option, reported
 @click.option(
     "--workload", metavar="ID|FILE.toml", help="What does not vary.  [default: dsocr-standard-v1; not with profiles]"
 )
-@click.option("--variant", metavar="ID", help="Size of the model; the workload names the default.")
+@click.option("--variant", metavar="ID", help="Size of the model.  [default: of the workload]")
 @click.option(
     "--set",
     "settings",

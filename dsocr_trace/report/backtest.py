@@ -138,8 +138,8 @@ _EXPLAINED: Final = f"""## How to read it
   their sizes. Host: what the host adds. Unexplained: what is left.
 - A trial is set aside if the control, before or after it, was off by more than {DRIFT:.0%} from what it was at the
   calibration.
-- Asked is: the total within {WITHIN:.0%} in at least {SHARE:.0%} of the accepted trials, at most {MEDIAN:.0%} off at the
-  median, and all module classes together, weighted by their time, at most {CLASSES:.0%} off."""
+- Asked is: the total within {WITHIN:.0%} in at least {SHARE:.0%} of the accepted trials, at most {MEDIAN:.0%} off at
+  the median, and all module classes together, weighted by their time, at most {CLASSES:.0%} off."""
 
 
 def _facts(found: Backtest) -> Iterator[str]:

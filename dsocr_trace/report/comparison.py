@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 _CLOCKS: Final = {"wall": "their own host time", "device": "their own device time"}
 _COLUMNS: Final = {"wall": "wall_self_ns", "device": "scaled_self_ns"}
-_HTML: Final = """<!doctype html>
+_HTML: Final = """{% macro row(section, cells, tag) %}
+<tr>
+{% for cell in cells %}
+<{{ tag }}{% if loop.revindex > section.right %} class="text"{% endif %}>{{ cell }}</{{ tag }}>
+{% endfor %}
+</tr>
+{% endmacro %}
+<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -34,6 +41,8 @@ _HTML: Final = """<!doctype html>
 <title>{{ title }} · dsocr-trace</title>
 <style>
 {{ style }}
+section { margin-top: 3rem; }
+.scroll table .text { text-align: left; }
 </style>
 <script>
 if (matchMedia("(prefers-color-scheme: dark)").matches) document.documentElement.dataset.theme = "dark";
@@ -42,19 +51,23 @@ if (matchMedia("(prefers-color-scheme: dark)").matches) document.documentElement
 <body>
 <main>
 <h1>{{ title }}</h1>
+<ul>
 {% for line in lines %}
-<p>{{ line }}</p>
+<li>{{ line }}</li>
 {% endfor %}
+</ul>
 {% for section in sections %}
+<section>
 <h2>{{ section.title }}</h2>
 <div class="scroll"><table>
-<thead><tr>{% for cell in section.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<thead>{{ row(section, section.head, "th") }}</thead>
 <tbody>
-{% for row in section.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for cells in section.rows %}
+{{ row(section, cells, "td") }}
 {% endfor %}
 </tbody>
 </table></div>
+</section>
 {% endfor %}
 </main>
 </body>
@@ -146,7 +159,7 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.run_a.path.resolve().name} and {comparison.run_b.path.resolve().name}"
+    return f"Comparison: {comparison.run_a.path.resolve().name} and {comparison.run_b.path.resolve().name}"
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -315,13 +328,11 @@ def _signed(ns: float) -> str:
 
 
 def _change(a: float, b: float) -> str:
-    return f"{_signed(b - a)} ({_percent(b / a)})" if a else _signed(b - a)
-
-
-def _percent(ratio: float) -> str:
-    """A ratio as a change; as a factor where it is large."""
-    return f"{ratio - 1:+.1%}" if ratio < 3 else f"{ratio:.3g} times"
+    return f"{_signed(b - a)} ({b / a - 1:+.1%})" if a else _signed(b - a)
 
 
 def _interval(low: float, high: float) -> str:
-    return "unknown" if pd.isna(low) else f"{_percent(low)} … {_percent(high)}"
+    """Bounds of a ratio as changes; as factors where they are large."""
+    if pd.isna(low):
+        return "unknown"
+    return f"{low - 1:+.1%} … {high - 1:+.1%}" if high < 3 else f"{low:.3g} … {high:.3g} times"

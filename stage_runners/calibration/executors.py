@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from analytic.config import DEFAULT_VARIANT, variant_config
 from stage_runners.calibration.operands import Operands
+from stage_runners.calibration.stopwatches import Call
 from stage_runners.deepseek_ocr.clip import quick_gelu as clip_quick_gelu
 from stage_runners.deepseek_ocr.decoder import DeepseekV2RMSNorm, LlamaRotaryEmbedding, _causal_mask, _rotate
 from stage_runners.deepseek_ocr.sam import LayerNorm2d
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from stage_runners.calibration.operands import Buffer
 
 #: One call of an operator; returns its results.
-Call: TypeAlias = "Callable[[], Any]"
+Run: TypeAlias = "Callable[[], Any]"
 
 #: Widths that the built-in model gives to what a formula counts in elements only.
 _HEAD_DIM: Final = 128
@@ -62,20 +63,20 @@ def call_of(operator: str, arguments: Mapping[str, int | str | bool], buffer: Bu
         If they do not fit there.
     """
     dtypes = {name: getattr(torch, str(arguments[name])) for name in ("dtype", "source", "target") if name in arguments}
-    call: Call = EXECUTORS[operator](Operands(buffer), **(dict(arguments) | dtypes))
-    return call
+    make = Operands(buffer)
+    run = EXECUTORS[operator](make, **(dict(arguments) | dtypes))
+    return Call(run, tuple(make.warm))
 
 
-def linear(make: Operands, *, rows: int, in_features: int, out_features: int, dtype: torch.dtype, bias: bool) -> Call:
+def linear(make: Operands, *, rows: int, in_features: int, out_features: int, dtype: torch.dtype, bias: bool) -> Run:
     """With cold weights: a model reads each weight once per forward, and is larger than any cache."""
-    # Layers with a bias are those of the vision encoders, which take a batch; most calls of the others are experts'.
-    x = make.tensor(dtype, *((1,) if bias else ()), rows, in_features)
+    x = make.tensor(dtype, 1, rows, in_features)
     offset = make.tensor(dtype, out_features) if bias else None
     weights = cycle(make.cold(dtype, out_features, in_features))
     return lambda: F.linear(x, next(weights), offset)
 
 
-def bmm(make: Operands, *, batch: int, rows: int, inner: int, columns: int, dtype: torch.dtype) -> Call:
+def bmm(make: Operands, *, batch: int, rows: int, inner: int, columns: int, dtype: torch.dtype) -> Run:
     """The second operand is transposed; a single pair is multiplied as the router does it."""
     left, right = make.tensor(dtype, batch, rows, inner), make.tensor(dtype, batch, columns, inner)
     if batch == 1:
@@ -94,7 +95,7 @@ def conv2d(
     out_side: int,
     dtype: torch.dtype,
     bias: bool,
-) -> Call:
+) -> Run:
     """Stride and padding follow from the sides; all but the first convolution get their channels last."""
     stride = round(in_side / out_side)
     padding = max(0, ((out_side - 1) * stride + kernel - in_side + 1) // 2)
@@ -107,7 +108,7 @@ def conv2d(
     return lambda: F.conv2d(x, next(weights), offset, stride, padding)
 
 
-def embedding(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Call:
+def embedding(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Run:
     """Rows of a table that no cache holds."""
     entries = max(rows, _TABLE)
     tables, ids = cycle(make.cold(dtype, entries, width)), make.indices(entries, rows)
@@ -121,7 +122,7 @@ def _heads(make: Operands, heads: int, positions: int, head_dim: int, dtype: tor
 
 def sdpa(
     make: Operands, *, heads: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype, counted: str
-) -> Call:
+) -> Run:
     """Causal where the triangle counts."""
     query = _heads(make, heads, queries, head_dim, dtype)
     key, value = (make.tensor(dtype, 1, heads, keys, head_dim) for _ in range(2))
@@ -129,14 +130,14 @@ def sdpa(
     return lambda: F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 
-def sdpa_with_bias(make: Operands, *, heads: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype) -> Call:
+def sdpa_with_bias(make: Operands, *, heads: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype) -> Run:
     """The bias has one entry per score."""
     query, key, value = (make.tensor(dtype, 1, heads, count, head_dim) for count in (queries, keys, keys))
     bias = make.tensor(dtype, 1, heads, queries, keys)
     return lambda: F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
-def attention_eager(make: Operands, *, heads: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype) -> Call:
+def attention_eager(make: Operands, *, heads: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype) -> Run:
     """What the model's eager attention does besides its mask, which is an operator of its own."""
     query = _heads(make, heads, queries, head_dim, dtype)
     key, value = (make.tensor(dtype, 1, heads, keys, head_dim) for _ in range(2))
@@ -149,7 +150,7 @@ def attention_eager(make: Operands, *, heads: int, queries: int, keys: int, head
     return attend
 
 
-def causal_mask(make: Operands, *, heads: int, queries: int, keys: int, dtype: torch.dtype) -> Call:
+def causal_mask(make: Operands, *, heads: int, queries: int, keys: int, dtype: torch.dtype) -> Run:
     """The mask is made and added."""
     query, key = make.tensor(dtype, 1, 1, queries, 1), make.tensor(dtype, 1, 1, keys, 1)
     scores = make.tensor(dtype, 1, heads, queries, keys)
@@ -161,7 +162,7 @@ def causal_mask(make: Operands, *, heads: int, queries: int, keys: int, dtype: t
     return masked
 
 
-def rope_tables(make: Operands, *, positions: int, half_dim: int, dtype: torch.dtype) -> Call:
+def rope_tables(make: Operands, *, positions: int, half_dim: int, dtype: torch.dtype) -> Run:
     """The model's module."""
     config = attrs.evolve(variant_config(DEFAULT_VARIANT).decoder, hidden_size=2 * half_dim, heads=1)
     module = LlamaRotaryEmbedding(config).to(make.device, dtype)
@@ -169,7 +170,7 @@ def rope_tables(make: Operands, *, positions: int, half_dim: int, dtype: torch.d
     return lambda: module.forward(x, ids)
 
 
-def rope_apply(make: Operands, *, pairs: int, table_pairs: int, dtype: torch.dtype) -> Call:
+def rope_apply(make: Operands, *, pairs: int, table_pairs: int, dtype: torch.dtype) -> Run:
     """The model's function."""
     width = math.gcd(2 * table_pairs, _HEAD_DIM)
     positions, heads = 2 * table_pairs // width, pairs // table_pairs
@@ -178,19 +179,19 @@ def rope_apply(make: Operands, *, pairs: int, table_pairs: int, dtype: torch.dty
     return lambda: _rotate(x, cos, sin)
 
 
-def rms_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Call:
+def rms_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Run:
     """The model's module."""
     module, x = make.module(DeepseekV2RMSNorm(width, _EPS), dtype), make.tensor(dtype, 1, rows, width)
     return partial(module.forward, x)
 
 
-def layer_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Call:
+def layer_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Run:
     """With scale and shift."""
     x, (weight, bias) = make.tensor(dtype, 1, rows, width), (make.tensor(dtype, width) for _ in range(2))
     return lambda: F.layer_norm(x, (width,), weight, bias)
 
 
-def layer_norm_2d(make: Operands, *, pixels: int, channels: int, dtype: torch.dtype) -> Call:
+def layer_norm_2d(make: Operands, *, pixels: int, channels: int, dtype: torch.dtype) -> Run:
     """The model's module on an image with its channels last."""
     side = math.gcd(pixels, 64)
     module = make.module(LayerNorm2d(channels, _EPS), dtype)
@@ -198,25 +199,25 @@ def layer_norm_2d(make: Operands, *, pixels: int, channels: int, dtype: torch.dt
     return partial(module.forward, x)
 
 
-def gelu(make: Operands, *, elements: int, dtype: torch.dtype) -> Call:
+def gelu(make: Operands, *, elements: int, dtype: torch.dtype) -> Run:
     """One kernel."""
     x = make.tensor(dtype, elements)
     return partial(F.gelu, x)
 
 
-def silu(make: Operands, *, elements: int, dtype: torch.dtype) -> Call:
+def silu(make: Operands, *, elements: int, dtype: torch.dtype) -> Run:
     """One kernel."""
     x = make.tensor(dtype, elements)
     return partial(F.silu, x)
 
 
-def quick_gelu(make: Operands, *, elements: int, dtype: torch.dtype) -> Call:
+def quick_gelu(make: Operands, *, elements: int, dtype: torch.dtype) -> Run:
     """The model's function."""
     x = make.tensor(dtype, elements)
     return partial(clip_quick_gelu, x)
 
 
-def softmax(make: Operands, *, rows: int, width: int, source: torch.dtype, target: torch.dtype) -> Call:
+def softmax(make: Operands, *, rows: int, width: int, source: torch.dtype, target: torch.dtype) -> Run:
     """Over the last dimension."""
     x = make.tensor(source, rows, width)
     return lambda: x.softmax(dim=-1, dtype=target)
@@ -228,7 +229,7 @@ def _numbers(make: Operands, dtype: torch.dtype, *shape: int) -> Tensor:
 
 def elementwise(
     make: Operands, *, elements: int, dtype: torch.dtype, operands: int, shared: int, weights: int, **_: int
-) -> Call:
+) -> Run:
     """Sum or product, by what goes in: two operands; one and a scalar; one and a broadcast one; only broadcast ones."""
     broadcast = shared + weights
     if operands == 0:  # rows and columns of square maps, as a bias of relative positions is put together
@@ -247,7 +248,7 @@ def elementwise(
     return (lambda: x * 0.5) if dtype.is_floating_point else (lambda: x // _CHOICES)
 
 
-def reduction(make: Operands, *, elements: int, results: int, dtype: torch.dtype) -> Call:
+def reduction(make: Operands, *, elements: int, results: int, dtype: torch.dtype) -> Run:
     """Sums, by what comes out: one or two numbers, as of images; counts of experts; rows that choices are summed to."""
     x = _numbers(make, dtype, elements)
     if results <= _MAX_SUMS:
@@ -261,7 +262,7 @@ def reduction(make: Operands, *, elements: int, results: int, dtype: torch.dtype
     return lambda: choices.sum(dim=1)
 
 
-def interpolate(make: Operands, *, source_elements: int, target_elements: int, taps: int, dtype: torch.dtype) -> Call:
+def interpolate(make: Operands, *, source_elements: int, target_elements: int, taps: int, dtype: torch.dtype) -> Run:
     """Antialiased bicubic of square maps, or linear; the channels are as many as the sizes allow."""
     if taps != _BICUBIC_TAPS:
         channels = math.gcd(source_elements, target_elements)
@@ -283,33 +284,33 @@ def _is_square(elements: int, channels: int) -> bool:
     return rest == 0 and math.isqrt(pixels) ** 2 == pixels
 
 
-def topk(make: Operands, *, rows: int, width: int, k: int, dtype: torch.dtype) -> Call:
+def topk(make: Operands, *, rows: int, width: int, k: int, dtype: torch.dtype) -> Run:
     """Unsorted."""
     x = make.tensor(dtype, rows, width)
     return lambda: torch.topk(x, k=k, dim=-1, sorted=False)
 
 
-def sort(make: Operands, *, elements: int) -> Call:
+def sort(make: Operands, *, elements: int) -> Run:
     """Numbers of experts."""
     ids = make.indices(_EXPERTS, elements)
     return ids.argsort
 
 
-def gather(make: Operands, *, rows: int, width: int, dtype: torch.dtype, weights: int) -> Call:
+def gather(make: Operands, *, rows: int, width: int, dtype: torch.dtype, weights: int) -> Run:
     """Each token's row is picked once per choice; a table's rows about as often as there are."""
     x = make.tensor(dtype, rows if weights else -(-rows // _CHOICES), width)
     index = make.indices(x.shape[0], rows)
     return lambda: x[index]
 
 
-def scatter(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Call:
+def scatter(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Run:
     """A one for each choice of a token."""
     ids = make.indices(_EXPERTS, rows * width // _CHOICES, _CHOICES)
     counts = torch.zeros((ids.shape[0], _EXPERTS), dtype=dtype, device=make.device)
     return lambda: counts.scatter_(1, ids, 1)
 
 
-def index_put(make: Operands, *, rows: int, width: int, dtype: torch.dtype, accumulate: bool) -> Call:
+def index_put(make: Operands, *, rows: int, width: int, dtype: torch.dtype, accumulate: bool) -> Run:
     """Rows go to their places in a tensor that is made for them."""
     x = make.tensor(dtype, rows, width)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).to(make.device)
@@ -320,14 +321,14 @@ def index_put(make: Operands, *, rows: int, width: int, dtype: torch.dtype, accu
     return put
 
 
-def masked_scatter(make: Operands, *, positions: int, selected: int, width: int, dtype: torch.dtype) -> Call:
+def masked_scatter(make: Operands, *, positions: int, selected: int, width: int, dtype: torch.dtype) -> Run:
     """The selected positions come first."""
     x, features = make.tensor(dtype, positions, width), make.tensor(dtype, selected, width)
     mask = (torch.arange(positions, device=make.device) < selected).unsqueeze(-1)
     return lambda: x.masked_scatter_(mask, features)
 
 
-def kv_cache_append(make: Operands, *, cached: int, added: int, dtype: torch.dtype) -> Call:
+def kv_cache_append(make: Operands, *, cached: int, added: int, dtype: torch.dtype) -> Run:
     """Keys and values, neither in a cache: each is read once per forward."""
     width = math.gcd(cached // 2, added // 2, _WIDTH)
     head_dim = math.gcd(width, _HEAD_DIM)
@@ -342,14 +343,14 @@ def kv_cache_append(make: Operands, *, cached: int, added: int, dtype: torch.dty
     return append
 
 
-def cat(make: Operands, *, elements: int, dtype: torch.dtype, weights: int) -> Call:
+def cat(make: Operands, *, elements: int, dtype: torch.dtype, weights: int) -> Run:
     """Two halves."""
     del weights
     halves = make.tensor(dtype, elements).chunk(2)
     return lambda: torch.cat(halves)
 
 
-def copy(make: Operands, *, elements: int, dtype: torch.dtype, weights: int) -> Call:
+def copy(make: Operands, *, elements: int, dtype: torch.dtype, weights: int) -> Run:
     """Of a transposed tensor, in runs of a vision encoder's head."""
     del weights
     run = math.gcd(elements, _HEAD_DIM // 2)
@@ -357,20 +358,20 @@ def copy(make: Operands, *, elements: int, dtype: torch.dtype, weights: int) -> 
     return lambda: x.clone(memory_format=torch.contiguous_format)
 
 
-def cast(make: Operands, *, elements: int, source: torch.dtype, target: torch.dtype, weights: int) -> Call:
+def cast(make: Operands, *, elements: int, source: torch.dtype, target: torch.dtype, weights: int) -> Run:
     """To another dtype."""
     del weights
     x = _numbers(make, source, elements)
     return lambda: x.to(target)
 
 
-def fill(make: Operands, *, elements: int, dtype: torch.dtype) -> Call:
+def fill(make: Operands, *, elements: int, dtype: torch.dtype) -> Run:
     """Zeros."""
     device = make.device
     return lambda: torch.zeros(elements, dtype=dtype, device=device)
 
 
-def pad(make: Operands, *, source_elements: int, target_elements: int, dtype: torch.dtype) -> Call:
+def pad(make: Operands, *, source_elements: int, target_elements: int, dtype: torch.dtype) -> Run:
     """Rows are added."""
     width = math.gcd(source_elements, target_elements)
     x, extra = make.tensor(dtype, source_elements // width, width), (target_elements - source_elements) // width
@@ -378,7 +379,7 @@ def pad(make: Operands, *, source_elements: int, target_elements: int, dtype: to
 
 
 #: How each operator is run, by its name.
-EXECUTORS: Final[Mapping[str, Callable[..., Call]]] = {
+EXECUTORS: Final[Mapping[str, Callable[..., Run]]] = {
     executor.__name__: executor
     for executor in (
         linear, bmm, conv2d, embedding, sdpa, sdpa_with_bias, attention_eager, causal_mask, rope_tables, rope_apply,

@@ -47,6 +47,11 @@ class Point:
         """The other arguments."""
         return {name: value for name, value in self.arguments.items() if type(value) is not int}
 
+    @property
+    def large(self) -> bool:
+        """Whether it may take long: operators that models run at such sizes, where no curve leads."""
+        return self.operator in _LARGE and _LARGE[self.operator](self.arguments)
+
     def exceeds(self, other: Point) -> bool:
         """Whether it is the same operator and no size is smaller."""
         same = (self.operator, self.options) == (other.operator, other.options)
@@ -74,22 +79,28 @@ _INT64: Final = "int64"
 _ROWS: Final = (1, 16, 64, 256, 1024, 4096)
 _WIDTH: Final = 1280
 _CHOICES: Final = 6
+#: Rows of products: those of a decode step, of an expert's share of a prompt, and of whole prompts.
+_TOKENS: Final = (1, 2, 4, 8, 16, 32, 48, 64, 128, 256, 512, 1024, 4096)
 #: Elements, from where only the launch counts to beyond every cache.
-_ELEMENTS: Final = tuple(_powers(8, 28))
+_ELEMENTS: Final = (*_powers(8, 18), *_powers(20, 27, 1), 1 << 28)
 _FEWER: Final = tuple(_powers(8, 28, 4))
 
 
+#: A vocabulary.
+_VERY_WIDE: Final = 131_072
+
+
 def _linear(dtype: str) -> list[Arguments]:
-    few_rows, rows = _powers(0, 6, 1), _powers(8, 13)
-    square = _each(rows=few_rows + rows, in_features=(1024,), out_features=(1024,))
-    sides = [(a, b) for a, b in product((256, 1024, 4096), repeat=2) if (a, b) != (1024, 1024)]
-    others = [
-        {"rows": r, "in_features": a, "out_features": b}
-        for r, (a, b) in product(_powers(0, 12), [*sides, (8192, 8192), (1024, 131_072)])
+    sides = [*product((256, 1024, 4096), repeat=2), (512, 2048), (2048, 512), (2048, 2048), (8192, 8192)]
+    plain = [
+        {"rows": rows, "in_features": a, "out_features": b, "dtype": dtype, "bias": False}
+        for rows, (a, b) in product(_TOKENS, [*sides, (1024, _VERY_WIDE)])
     ]
-    biased = _each(rows=_powers(6, 12), in_features=(1024,), out_features=(1024, 4096))
-    plain = [point | {"dtype": dtype, "bias": False} for point in square + others]
-    return plain + [point | {"dtype": dtype, "bias": True} for point in biased]
+    biased = [
+        {"rows": rows, "in_features": a, "out_features": b, "dtype": dtype, "bias": True}
+        for rows, (a, b) in product((1, 16, *_powers(6, 12)), [(1024, 1024), (1024, 4096), (4096, 1024)])
+    ]
+    return plain + biased
 
 
 def _bmm(dtype: str) -> list[Arguments]:
@@ -169,6 +180,7 @@ def _elementwise(dtype: str) -> list[Arguments]:
             (16, 64, dtype),
             (64, 256, dtype),
             (64, 4096, dtype),
+            (64, 32_768, dtype),
         )
     ]
     # A model in fp32 has some of these twice.
@@ -277,4 +289,30 @@ _GRIDS: Final[Mapping[str, Callable[[str], list[Arguments]]]] = {
     "pad": lambda dtype: [
         {"source_elements": 3 * size, "target_elements": 4 * size, "dtype": dtype} for size in _powers(8, 26)
     ],
+}
+
+
+def _elements(*sizes: int) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda point: point["elements"] in sizes
+
+
+def _scores(*sizes: tuple[int, int]) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda point: point["queries"] > 1 and (point["heads"], point["keys"]) in sizes
+
+
+#: Which points may take long: some hundred MB, as vision encoders make of a page, and the scores of a vocabulary.
+_LARGE: Final[Mapping[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "linear": lambda point: (
+        (point["out_features"] == _VERY_WIDE and 128 <= point["rows"] <= 1024)
+        or (point["bias"] and point["rows"] == 4096)
+    ),
+    "sdpa": _scores((8, 4096), (32, 2048)),
+    "sdpa_with_bias": _scores((4, 4096), (16, 4096)),
+    "attention_eager": _scores((8, 2048), (8, 4096)),
+    "causal_mask": _scores((8, 2048), (8, 4096)),
+    "elementwise": _elements(1 << 26, 1 << 27),
+    "gelu": _elements(1 << 26),
+    "cat": _elements(1 << 26),
+    "copy": _elements(1 << 26),
+    "cast": _elements(1 << 26),
 }

@@ -1,38 +1,42 @@
-"""How times are taken, so that they can be compared with each other.
+"""In which order times are taken, so that they can be compared with each other.
 
-All tasks are measured in rounds, one after the other, and again: a slow phase of the machine hits all of them, and
-shows as spread. A reading is the mean over a block of calls that is long enough for the clock. The garbage collector is
-off while the clock runs. Figures are medians over all readings.
+All tasks come in rounds: a slow phase of the machine hits all of them and shows as spread. Short ones come in hands,
+drawn at random and dealt several times in random order: like a layer of a model, which runs a dozen operators one after
+the other, and then again. Other code has run since, so the processor has forgotten most of an operator's code and has
+to guess its branches. That costs a short call more than cold data. Figures are medians over all readings.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
+import random
 import time
-import timeit
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 import numpy as np
 import torch
 
 from stage_runners.calibration.operands import OperandsTooLargeError
+from stage_runners.calibration.stopwatches import SHORT_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-#: Shortest block of calls that is timed as one.
-_BLOCK_NS: Final = 500_000
-#: Time for one task in one round; a task whose call takes longer is called once.
-_VISIT_NS: Final = 4_000_000
-_VISIT_AND_MORE_NS: Final = 5_000_000
-_READINGS_PER_VISIT: Final = 5
+    from stage_runners.calibration.stopwatches import Call, Reading, Stopwatch
+
+#: What a reading takes besides the call.
+_READING_NS: Final = 500_000
+#: Short calls that come together, how often in a round, and rounds that have a long one.
+_HAND: Final = 16
+_DEALS: Final = 6
+_LONG_ROUNDS: Final = 2
 _ROUNDS: Final = 5
-#: How long a GPU is held back for each call, while the host launches them all: longer than any call takes on the host.
-_HOLD_NS_PER_CALL: Final = 200_000
-_CYCLES_PER_NS: Final = 2
-#: Calls of the first look.
+#: Most calls of the first look, and when they are enough.
 _TRIES: Final = 4
+_LOOKED_NS: Final = 20_000_000
 #: Tasks of a group that stay, however short the time.
 _KEPT: Final = 3
 _NS_PER_S: Final = 1_000_000_000
@@ -41,72 +45,15 @@ _NS_PER_S: Final = 1_000_000_000
 Progress: TypeAlias = "Callable[[str, int, int], None]"
 
 
-@attrs.frozen
-class Reading:
-    """Mean time of one call in a block, on the device and until it returns on the host, in ns."""
-
-    device_ns: float
-    host_ns: float
-
-
-class Stopwatch(Protocol):
-    """Times a block of calls, at most `max_calls` of them."""
-
-    max_calls: int
-
-    def __call__(self, call: Callable[[], Any], number: int, *, waits: bool) -> Reading:
-        """Make `number` calls; `waits` says that each of them waits for the device itself."""
-
-
-class CpuStopwatch:
-    """Wall time, less what the timing loop takes itself. A CPU is its own host."""
-
-    max_calls = 1000
-
-    def __init__(self) -> None:
-        self._loop_ns = min(_wall_ns(lambda: None, 1000) for _ in range(20))
-
-    def __call__(self, call: Callable[[], Any], number: int, *, waits: bool) -> Reading:
-        """Time a block."""
-        del waits
-        return Reading(max(_wall_ns(call, number) - self._loop_ns, 0.0), 0.0)
-
-
-class CudaStopwatch:
-    """Device time between two events, and wall time on the host.
-
-    The device is held back by a kernel that spins while the host launches, so that the calls run back to back: else a
-    short kernel would be given the time that its launch takes.
-
-    Parameters
-    ----------
-    device
-        Which GPU.
-    """
-
-    #: All launches of a block must fit into the queue of a GPU (1,024), and one call may launch a dozen kernels.
-    max_calls = 16
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-
-    def __call__(self, call: Callable[[], Any], number: int, *, waits: bool) -> Reading:
-        """Time a block."""
-        torch.cuda.synchronize(self._device)
-        if not waits:
-            # Torch has no public kernel that spins.
-            torch.cuda._sleep(number * _HOLD_NS_PER_CALL * _CYCLES_PER_NS)  # type: ignore[no-untyped-call]  # noqa: SLF001
-        self._start.record()
-        host_ns = _wall_ns(call, number)
-        self._end.record()
-        torch.cuda.synchronize(self._device)
-        return Reading(self._start.elapsed_time(self._end) * 1e6 / number, host_ns)
-
-
-def _wall_ns(call: Callable[[], Any], number: int) -> float:
-    # It switches the garbage collector off, and back on.
-    return timeit.Timer(call, timer=time.perf_counter_ns).timeit(number) / number
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector off."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @attrs.frozen(eq=False)
@@ -125,13 +72,19 @@ class Task:
         Whether the call itself waits for the device.
     indispensable
         Whether it stays, however long it takes.
+    large
+        Whether it may take long.
+    ceiling
+        Whether it shall show what the device can do at best.
     """
 
     group: str
-    prepare: Callable[[], Callable[[], Any]]
+    prepare: Callable[[], Call]
     larger_than: Callable[[Task], bool] = attrs.field(default=lambda _: False, repr=False)
     waits: bool = False
     indispensable: bool = False
+    large: bool = False
+    ceiling: bool = False
 
 
 @attrs.frozen
@@ -158,8 +111,9 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Interquartile range of the device's time over its median."""
-        low, middle, high = np.percentile([reading.device_ns for reading in self._all], (25, 50, 75))
+        """How far the rounds differ: the interquartile range of their medians over the median of these."""
+        rounds = [_median(reading.device_ns for reading in readings) for readings in self.rounds]
+        low, middle, high = np.percentile(rounds, (25, 50, 75))
         return float((high - low) / middle) if middle else 0.0
 
     @property
@@ -192,23 +146,46 @@ class Limits:
         The first look at all tasks.
     budget_s
         All rounds together.
-    call_s
-        One call; tasks that take longer are left out.
+    call_s, large_call_s
+        One call, and one of a large task; tasks that take longer are left out.
     rounds
-        How often every task is visited.
+        How many; a call that takes longer than `call_s` is in the first two of them only.
     """
 
     look_s: float
     budget_s: float
     call_s: float
+    large_call_s: float
     rounds: int = _ROUNDS
 
+    def call_ns(self, task: Task) -> float:
+        """How long a task's call may take."""
+        return (self.large_call_s if task.large else self.call_s) * _NS_PER_S
 
-def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, progress: Progress) -> dict[Task, float]:
-    """Call each task a first time, and again to see how long it takes, in ns.
+    def readings(self, took_ns: float, number: int) -> int:
+        """How many readings of a call there are in a round."""
+        if took_ns < SHORT_NS:
+            return _DEALS
+        return int(took_ns < self.call_s * _NS_PER_S or number < _LONG_ROUNDS)
 
-    Left out are tasks that need too much memory, that take too long, that are larger than one that takes long, and
-    those whose turn comes too late.
+    def cost_ns(self, took_ns: float) -> float:
+        """What all readings of a call take."""
+        return (took_ns + _READING_NS) * sum(self.readings(took_ns, number) for number in range(self.rounds))
+
+
+@attrs.frozen
+class Looked:
+    """A task that is ready: its call, and how long it takes, in ns."""
+
+    call: Call
+    took_ns: float
+
+
+def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, progress: Progress) -> dict[Task, Looked]:
+    """Call each task a few times, to see how long it takes.
+
+    Left out are tasks that need too much memory, that take too long, that are larger than one that takes half of that,
+    and those whose turn comes too late.
 
     Parameters
     ----------
@@ -221,70 +198,73 @@ def first_look(tasks: Sequence[Task], stopwatch: Stopwatch, limits: Limits, prog
     progress
         Told of every task.
     """
-    found: dict[Task, float] = {}
-    slow: list[Task] = []
-    bound, deadline = limits.call_s * _NS_PER_S, time.monotonic() + limits.look_s
+    found: dict[Task, Looked] = {}
+    seen: dict[Task, float] = {}
+    deadline = time.monotonic() + limits.look_s
     for done, task in enumerate(tasks):
         progress("first look", done, len(tasks))
-        late = time.monotonic() > deadline
-        if not task.indispensable and (late or any(task.larger_than(other) for other in slow)):
+        bound = limits.call_ns(task)
+        if not task.indispensable and (time.monotonic() > deadline or _surely_exceeds(task, seen, bound / 2)):
             continue
         try:
             call = task.prepare()
-            took = _quickest(call, task, stopwatch, bound / 2)
+            took = seen[task] = _quickest(task, call, stopwatch, bound / 2)
         except (OperandsTooLargeError, torch.OutOfMemoryError):
             continue
         if took < bound or task.indispensable:
-            found[task] = took
-        # The next larger one takes several times as long.
-        if took > bound / 2:
-            slow.append(task)
+            found[task] = Looked(call, took)
     return found
 
 
-def _quickest(call: Callable[[], Any], task: Task, stopwatch: Stopwatch, bound_ns: float) -> float:
-    """Shortest of two calls, or of a few more where both exceed a bound: a busy machine may have delayed them."""
-    took = math.inf
-    for number in range(_TRIES):
-        took = min(took, stopwatch(call, 1, waits=task.waits).device_ns)
-        if number and took < bound_ns:
+def _surely_exceeds(task: Task, seen: Mapping[Task, float], bound_ns: float) -> bool:
+    """Whether a smaller one took that long; the next larger one takes several times as long."""
+    return any(took > bound_ns and task.larger_than(other) for other, took in seen.items())
+
+
+def _quickest(task: Task, call: Call, stopwatch: Stopwatch, bound_ns: float) -> float:
+    """Shortest of a few calls: the first may compile, and a busy machine delays some."""
+    took, spent = math.inf, 0.0
+    for _ in range(_TRIES):
+        last = stopwatch.once(task, call).device_ns
+        took, spent = min(took, last), spent + last
+        if spent > _LOOKED_NS and took < bound_ns:
             break
     return max(took, 1.0)
 
 
-def affordable(found: Mapping[Task, float], limits: Limits) -> dict[Task, float]:
+def affordable(found: Mapping[Task, Looked], limits: Limits) -> dict[Task, Looked]:
     """The tasks for which the budget suffices: the longest one of the group that takes most is the first to go.
 
     Parameters
     ----------
     found
-        Time of one call, in ns.
+        All tasks.
     limits
         What all rounds may take.
     """
+    costs = {task: limits.cost_ns(looked.took_ns) for task, looked in found.items()}
     groups: dict[str, list[Task]] = {}
-    for task in sorted(found, key=found.__getitem__):
+    for task in sorted(found, key=lambda task: found[task].took_ns):
         groups.setdefault(task.group, []).append(task)
-    costs = {name: sum(_visit_ns(found[task]) for task in tasks) for name, tasks in groups.items()}
+    sums = {name: sum(costs[task] for task in tasks) for name, tasks in groups.items()}
+    # Nothing else tells what a large one tells.
+    open_groups = {
+        name: [task for task in tasks[_KEPT:] if not (task.indispensable or task.large)]
+        for name, tasks in groups.items()
+    }
     dropped: set[Task] = set()
-    while sum(costs.values()) * limits.rounds > limits.budget_s * _NS_PER_S:
-        open_groups = [name for name, tasks in groups.items() if len(tasks) > _KEPT and not tasks[-1].indispensable]
-        if not open_groups:
-            break
-        name = max(open_groups, key=costs.__getitem__)
-        task = groups[name].pop()
-        costs[name] -= _visit_ns(found[task])
+    while sum(sums.values()) > limits.budget_s * _NS_PER_S and any(open_groups.values()):
+        name = max((name for name, tasks in open_groups.items() if tasks), key=sums.__getitem__)
+        task = open_groups[name].pop()
+        sums[name] -= costs[task]
         dropped.add(task)
-    return {task: took for task, took in found.items() if task not in dropped}
+    return {task: looked for task, looked in found.items() if task not in dropped}
 
 
-def _visit_ns(took: float) -> float:
-    """What `_visit` takes: one long call, or a short one to warm up and several readings."""
-    return max(took, _VISIT_AND_MORE_NS)
-
-
-def measure(kept: Collection[Task], stopwatch: Stopwatch, limits: Limits, progress: Progress) -> dict[Task, Timing]:
-    """Visit every task in every round; after the first round, until the budget is spent.
+def measure(
+    kept: Mapping[Task, Looked], stopwatch: Stopwatch, limits: Limits, progress: Progress
+) -> dict[Task, Timing]:
+    """Read every task in every round, in random order, until the budget is spent; each at least once.
 
     Parameters
     ----------
@@ -295,33 +275,31 @@ def measure(kept: Collection[Task], stopwatch: Stopwatch, limits: Limits, progre
     limits
         Budget, and number of rounds.
     progress
-        Told of every visit.
+        Told of every hand.
     """
     rounds: dict[Task, list[tuple[Reading, ...]]] = {task: [] for task in kept}
     deadline = time.monotonic() + limits.budget_s
+    order = random.Random(0)  # noqa: S311
     for number in range(limits.rounds):
-        for done, task in enumerate(kept):
-            progress("rounds", number * len(kept) + done, limits.rounds * len(kept))
-            if number == 0 or time.monotonic() < deadline:
-                rounds[task].append(_visit(task, stopwatch))
-    progress("rounds", limits.rounds * len(kept), limits.rounds * len(kept))
+        visits = _deal({task: limits.readings(looked.took_ns, number) for task, looked in kept.items()}, order)
+        readings: dict[Task, list[Reading]] = {}
+        for done, visit in enumerate(visits):
+            progress("rounds", number * len(visits) + done, limits.rounds * len(visits))
+            for task in visit:
+                if (number == 0 and task not in readings) or time.monotonic() < deadline:
+                    readings.setdefault(task, []).append(stopwatch.read(task, kept[task].call, kept[task].took_ns))
+        for task, found in readings.items():
+            rounds[task].append(tuple(found))
+    progress("rounds", limits.rounds, limits.rounds)
     return {task: Timing(tuple(readings)) for task, readings in rounds.items()}
 
 
-def _visit(task: Task, stopwatch: Stopwatch) -> tuple[Reading, ...]:
-    """Readings of one round.
-
-    The first call drives out what the task before has left in the caches. It counts only where it is so long that this
-    makes no difference.
-    """
-    call = task.prepare()
-    warm = stopwatch(call, 1, waits=task.waits)
-    if warm.device_ns > _VISIT_NS:
-        return (warm,)
-    number = int(min(max(_BLOCK_NS / max(warm.device_ns, 1.0), 1), stopwatch.max_calls))
-    readings: list[Reading] = []
-    spent = 0.0
-    while not readings or (spent < _VISIT_NS and len(readings) < _READINGS_PER_VISIT):
-        readings.append(stopwatch(call, number, waits=task.waits))
-        spent += readings[-1].device_ns * number
-    return tuple(readings)
+def _deal(readings: Mapping[Task, int], order: random.Random) -> list[list[Task]]:
+    """What is read in a round, in its order: short tasks in hands, all others alone."""
+    short = [task for task, number in readings.items() if number == _DEALS]
+    order.shuffle(short)
+    hands = [short[start : start + _HAND] for start in range(0, len(short), _HAND)]
+    visits = [[task for _ in range(_DEALS) for task in order.sample(hand, len(hand))] for hand in hands]
+    visits += [[task] for task, number in readings.items() if number == 1]
+    order.shuffle(visits)
+    return visits

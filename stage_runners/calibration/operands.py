@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,8 +24,8 @@ _CACHES: Final = 2
 _MAX_COLD: Final = 1024
 #: Where Linux tells the sizes of the caches of the first core.
 _CACHES_OF_A_CPU: Final = Path("/sys/devices/system/cpu/cpu0/cache")
-#: Last-level cache of a CPU that does not tell: larger than most.
-_UNKNOWN_CACHE_BYTES: Final = 64 << 20
+#: Caches of a CPU that does not tell: larger than most.
+_UNKNOWN_CACHES: Final = {2: 2 << 20, 3: 64 << 20}
 
 
 class OperandsTooLargeError(Exception):
@@ -35,8 +36,17 @@ def last_level_cache_bytes(device: torch.device) -> int:
     """Size of the largest cache of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    told = [path.read_text(encoding="ascii").strip() for path in _CACHES_OF_A_CPU.glob("index*/size")]
-    return max((int(size[:-1]) << 10 for size in told if size.endswith("K")), default=_UNKNOWN_CACHE_BYTES)
+    return max(_caches().values())
+
+
+def _caches() -> dict[int, int]:
+    """Bytes of the caches of a CPU's first core, by level."""
+    told = {
+        int((cache / "level").read_text(encoding="ascii")): (cache / "size").read_text(encoding="ascii").strip()
+        for cache in _CACHES_OF_A_CPU.glob("index*")
+        if (cache / "size").is_file()
+    }
+    return {level: int(size[:-1]) << 10 for level, size in told.items() if size.endswith("K")} or _UNKNOWN_CACHES
 
 
 class Buffer:
@@ -78,6 +88,26 @@ class Buffer:
         return self._bytes.numel()
 
 
+class Eviction:
+    """Drives everything out of the inner caches of the core that runs Python: reads memory that no cache holds.
+
+    Parameters
+    ----------
+    buffer
+        What is read; another part of it each time.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        size = min(_CACHES * _caches().get(2, _UNKNOWN_CACHES[2]), buffer.size)
+        starts = range(0, buffer.size - size + 1, size)
+        # NumPy reads with one thread: waiting for others here would only add noise.
+        self._parts = cycle(buffer.view(start, torch.int64, (size // 8,)).numpy() for start in starts)
+
+    def __call__(self) -> int:
+        """Do it."""
+        return int(next(self._parts).sum())
+
+
 class Operands:
     """The operands of one operator, one after the other in the buffer.
 
@@ -85,10 +115,16 @@ class Operands:
     ----------
     buffer
         What they are views of.
+
+    Attributes
+    ----------
+    warm
+        All that are not cold.
     """
 
     def __init__(self, buffer: Buffer) -> None:
         self.device = buffer.device
+        self.warm: list[Tensor] = []
         self._buffer = buffer
         self._used = 0
 
@@ -96,6 +132,7 @@ class Operands:
         """Contiguous random tensor, always the same: what fits into a cache stays there from call to call."""
         found = self._buffer.view(self._used, dtype, shape)
         self._used += _aligned(found.nbytes)
+        self.warm.append(found)
         return found
 
     def cold(self, dtype: torch.dtype, *shape: int) -> list[Tensor]:
@@ -117,7 +154,9 @@ class Operands:
     def indices(self, below: int, *shape: int) -> Tensor:
         """Random whole numbers from 0 to below `below`, int64."""
         generator = torch.Generator(self.device).manual_seed(0)
-        return torch.randint(below, shape, device=self.device, generator=generator)
+        found = torch.randint(below, shape, device=self.device, generator=generator)
+        self.warm.append(found)
+        return found
 
     def module(self, module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
         """A module on the device, in a dtype."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 import numpy as np
@@ -19,12 +19,14 @@ from stage_runners.calibration.host import (
     CONTROL_BYTES,
     CONTROL_SIDE,
     copy_tasks,
+    fill_tasks,
     host_costs,
     host_tasks,
     product_tasks,
 )
-from stage_runners.calibration.measure import CpuStopwatch, CudaStopwatch, Limits, Task, affordable, first_look, measure
-from stage_runners.calibration.operands import Buffer
+from stage_runners.calibration.measure import Limits, Task, affordable, collector_off, first_look, measure
+from stage_runners.calibration.operands import Buffer, Eviction
+from stage_runners.calibration.stopwatches import CpuStopwatch, CudaStopwatch
 from stage_runners.devices import available_bytes
 from stage_runners.telemetry import DeviceTelemetry
 
@@ -33,21 +35,25 @@ if TYPE_CHECKING:
 
     from stage_runners.calibration.grids import Point
     from stage_runners.calibration.measure import Progress, Timing
+    from stage_runners.calibration.stopwatches import Stopwatch
 
 #: Least and most memory for operands, and its largest share of what is available.
 _LEAST_BYTES: Final = 1 << 25
 _OPERAND_BYTES: Final = 1 << 30
 _SHARE: Final = 1 / 8
 #: For each dtype of a model: its first look, its rounds, and its longest call.
-_LOOK_S: Final = 30.0
-_BUDGET_S: Final = 40.0
+_LOOK_S: Final = 25.0
+_BUDGET_S: Final = 45.0
 _CALL_S: Final = 0.08
+#: The longest call of a large point, of which each operator has a few.
+_LARGE_CALL_S: Final = 0.6
 #: Noisy is what exceeds these: the median spread of all tasks, and the drift of a control from first to last round.
 NOISY_SPREAD: Final = 0.15
 NOISY_DRIFT: Final = 0.10
 #: And what has had fewer rounds than these.
 LEAST_ROUNDS: Final = 3
 _FP32: Final = "float32"
+_Key = TypeVar("_Key")
 
 
 def calibrate(
@@ -77,11 +83,11 @@ def calibrate(
         What it may take; default is a budget for each dtype.
     """
     started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-    limits = limits or Limits(_LOOK_S * len(dtypes), _BUDGET_S * len(dtypes), _CALL_S)
+    limits = limits or Limits(_LOOK_S * len(dtypes), _BUDGET_S * len(dtypes), _CALL_S, _LARGE_CALL_S)
     bench = _Bench(device, grid_of(dtypes) if points is None else points, dtypes)
-    stopwatch = CudaStopwatch(device) if device.type == "cuda" else CpuStopwatch()
     before = _machine()
-    with DeviceTelemetry(device) as telemetry, torch.no_grad():
+    with DeviceTelemetry(device) as telemetry, torch.no_grad(), collector_off():
+        stopwatch = bench.stopwatch()
         found = first_look(bench.tasks, stopwatch, limits, progress)
         timings = measure(affordable(found, limits), stopwatch, limits, progress)
     result = bench.read(timings)
@@ -89,10 +95,11 @@ def calibrate(
         "seconds": round(time.monotonic() - clock, 1),
         "points": len(bench.points),
         "points_left_out": len(bench.points) - len(result["samples"]),
-        "rounds": min(len(timing.rounds) for timing in timings.values()),
+        # Long calls are in fewer by design.
+        "rounds": min(len(timing.rounds) for task, timing in timings.items() if not task.large),
         "gpu": attrs.asdict(telemetry.state) if telemetry.state else None,
     }
-    noise = bench.noise(timings)
+    noise = bench.noise(timings, state["rounds"])
     return Calibration(
         device=name,
         kind="cuda" if device.type == "cuda" else "cpu",
@@ -118,16 +125,15 @@ class _Bench:
     def __init__(self, device: torch.device, points: Sequence[Point], dtypes: Sequence[str]) -> None:
         size = max(_LEAST_BYTES, min(_OPERAND_BYTES, int(available_bytes(device) * _SHARE)))
         self._buffer = Buffer(device, size)
-        self._kind = device.type
+        self._device = device
         self._host = host_tasks(device)
+        self._fills = fill_tasks(device, self._buffer.size // 4)
         self._products = product_tasks(self._buffer, tuple(dict.fromkeys((*dtypes, _FP32))))
         self._copies = copy_tasks(self._buffer)
         self.points: dict[Task, Point] = {}
         for point in points:
-            task = Task(
-                point.operator, partial(call_of, point.operator, point.arguments, self._buffer), self._larger(point)
-            )
-            self.points[task] = point
+            make = partial(call_of, point.operator, point.arguments, self._buffer)
+            self.points[Task(point.operator, make, self._larger(point), large=point.large)] = point
 
     def _larger(self, point: Point) -> Any:
         return lambda other: other in self.points and point.exceeds(self.points[other])
@@ -135,37 +141,46 @@ class _Bench:
     @property
     def tasks(self) -> list[Task]:
         """All of them, small ones first."""
-        return [*self._host.values(), *self._copies.values(), *self._products.values(), *self.points]
+        device = (*self._host.values(), *self._fills.values(), *self._copies.values(), *self._products.values())
+        return [*device, *self.points]
+
+    def stopwatch(self) -> Stopwatch:
+        """What takes the times on this device."""
+        if self._device.type == "cuda":
+            return CudaStopwatch(self._device)
+        return CpuStopwatch(Eviction(self._buffer))
 
     def read(self, timings: Mapping[Task, Timing]) -> dict[str, Any]:
         """Samples, host costs and ceilings."""
         samples = tuple(
-            _sample(point, timings[task], self._kind) for task, point in self.points.items() if task in timings
+            _sample(point, timings[task], self._device.type) for task, point in self.points.items() if task in timings
         )
         products: dict[str, float] = {}
-        for (dtype, side), task in self._products.items():
-            if task in timings:
-                products[dtype] = max(products.get(dtype, 0.0), 2e9 * side**3 / timings[task].device_ns)
+        for (dtype, side), timing in _known(self._products, timings).items():
+            products[dtype] = max(products.get(dtype, 0.0), 2e9 * side**3 / timing.device_ns)
         return {
             "samples": samples,
-            "host": host_costs({name: timings[task] for name, task in self._host.items()}, self._kind),
+            "host": host_costs(_known(self._host, timings), _known(self._fills, timings), self._device.type),
             "tensor_flops_per_s": products,
             "memory_bytes_per_s": {
-                moved: 1e9 * moved / timings[task].device_ns for moved, task in self._copies.items() if task in timings
+                moved: 1e9 * moved / timing.device_ns for moved, timing in _known(self._copies, timings).items()
             },
         }
 
-    def noise(self, timings: Mapping[Task, Timing]) -> dict[str, Any]:
-        """How far the readings can be trusted."""
+    def noise(self, timings: Mapping[Task, Timing], rounds: int) -> dict[str, Any]:
+        """How far the readings of so many rounds can be trusted."""
         controls = [
             *(self._products[key] for key in self._products if key[1] == CONTROL_SIDE),
             self._copies[CONTROL_BYTES],
         ]
         drift = max((timings[task].drift for task in controls), key=abs)
         spread = float(np.median([timing.spread for timing in timings.values()]))
-        few = min(len(timing.rounds) for timing in timings.values()) < LEAST_ROUNDS
-        noisy = spread > NOISY_SPREAD or abs(drift) > NOISY_DRIFT or few
+        noisy = spread > NOISY_SPREAD or abs(drift) > NOISY_DRIFT or rounds < LEAST_ROUNDS
         return {"noisy": noisy, "median_spread": round(spread, 4), "control_drift": round(drift, 4)}
+
+
+def _known(tasks: Mapping[_Key, Task], timings: Mapping[Task, Timing]) -> dict[_Key, Timing]:
+    return {key: timings[task] for key, task in tasks.items() if task in timings}
 
 
 def _sample(point: Point, timing: Timing, kind: str) -> Sample:

@@ -121,6 +121,14 @@ def test_bandwidth_between_two_sizes_lies_on_a_line_of_logarithms() -> None:
     assert curves.time(copy).device_ns == pytest.approx(FLOOR_NS + moved / math.sqrt(4 * 1), rel=1e-12)
 
 
+def test_large_results_pay_for_new_memory() -> None:
+    host = attrs.evolve(ONE_CLOCK, fresh_byte_ns=0.5, fresh_from_bytes=1 << 20)
+    curves = Curves(attrs.evolve(DEVICE, host=host))
+    for elements, results in ((1 << 18, 0), (1 << 19, 1 << 20), (1 << 20, 1 << 21)):
+        call = call_of("silu", elements, BF16)
+        assert curves.time(call).device_ns == pytest.approx(by_law(call) + 0.5 * results, rel=1e-12)
+
+
 def test_host_times_are_interpolated_too() -> None:
     calls = [call_of("silu", size, BF16) for size in (256, 4096)]
     curves = Curves(with_samples(*(sample(call, by_law(call), host_ns=4000.0) for call in calls)))
@@ -152,6 +160,20 @@ def test_what_runs_as_several_operators_is_their_sum_unless_it_was_measured_whol
     assert apart.device_ns == pytest.approx(sum(time.device_ns * times for time, times in parts), rel=1e-12)
     whole = Curves(with_samples(sample(norm, 12_345.0))).time(norm)
     assert whole.device_ns == pytest.approx(12_345.0, rel=1e-9)
+
+
+def test_the_example_of_the_documentation() -> None:
+    """docs/time-model.md, "By hand": one row by a weight of 1280 x 1280, between two samples."""
+    device = attrs.evolve(DEVICE, tensor_flops_per_s={"bfloat16": 5e11}, memory_bytes_per_s={1 << 12: 2e10})
+
+    def roof(width):
+        return 1000 + 2 * (width**2 + 2 * width) / 20
+
+    samples = tuple(sample(linear(1, width), ratio * roof(width)) for width, ratio in ((1024, 1.3), (2048, 1.2)))
+    found = Curves(attrs.evolve(device, samples=samples)).time(linear(1, 1280))
+    assert found.roof_ns == pytest.approx(165e3, rel=2e-3)
+    assert found.device_ns / found.roof_ns == pytest.approx(1.267, rel=1e-3)
+    assert found.device_ns == pytest.approx(209e3, rel=2e-3)
 
 
 # Clocks

@@ -68,6 +68,9 @@ def test_nothing_to_read_is_one_line(results):
     (results / "one" / "pages.parquet").unlink()
     with pytest.raises(InputError, match=r"pages.parquet is missing or damaged"):
         dsocr_trace.load_all(results / "*", "pages")
+    (results / "two" / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"the manifest of .*two is damaged: .*; make the run again"):
+        dsocr_trace.load_all(results / "*")
 
 
 def documented(library: str, results: Path, monkeypatch) -> dict:
