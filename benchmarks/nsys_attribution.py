@@ -1,15 +1,15 @@
 """What reading and attributing a large Nsight Systems export costs: time, peak memory, and how both grow.
 
 The export is made here: two processes that decode with the same correlation ids, six kernels and seven nested ranges
-for each layer. Where ``nsys`` is on the PATH, its own projection of ranges is timed on the smaller file. Run it as
+for each layer. Where Nsight Systems is found, its own projection of ranges is timed on the same files. Run it as
 ``python benchmarks/nsys_attribution.py``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,13 +22,20 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from hooks.attribution import attribute_to_ranges
+from hooks.nsight import find_tool
 from hooks.readers.nsys import read_nsys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SMALL, LARGE = 170_000, 1_700_000
-NSYS_LIMIT_S = 600
+    from hooks.nsight import Tool
+
+LARGE = 1_700_000
+#: The small file is this many times smaller than the large one.
+SCALE = 10
+NSYS_LIMIT_S = 300
+#: Its projection of ranges, by the name of 2023 and later, and by the older one.
+NSYS_REPORTS = ("nvtx_gpu_proj_trace", "nvtxgpuproj")
 LAYERS = 24
 KERNELS_PER_LAYER = 6
 LAYER_NS = 40_000
@@ -150,18 +157,20 @@ def measure(path: Path) -> dict[str, float]:
 
 def measured_apart(path: Path) -> dict[str, float]:
     """`measure` in a fresh process, so that its memory is its own."""
-    done = subprocess.run([sys.executable, __file__, str(path)], check=True, capture_output=True, text=True)  # noqa: S603
+    command = [sys.executable, __file__, "--measure", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this very file
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 
 
-def nsys_seconds(path: Path) -> float | None:
+def nsys_seconds(nsys: Tool, path: Path) -> float | None:
     """Time of nsys's projection of ranges, None where it fails or takes more than `NSYS_LIMIT_S`."""
-    report, output = "nvtx_gpu_proj_trace", path.with_suffix("")
+    year = int(nsys.version.partition(".")[0])
+    report, output = NSYS_REPORTS[year < 2023], path.with_suffix("")
     start = time.perf_counter()
     try:
         subprocess.run(  # noqa: S603
-            ["nsys", "stats", "--report", report, "--output", str(output), str(path)],  # noqa: S607
+            [str(nsys.path), "stats", "--report", report, "--format", "csv", "--output", str(output), str(path)],
             check=True,
             capture_output=True,
             timeout=NSYS_LIMIT_S,
@@ -173,16 +182,32 @@ def nsys_seconds(path: Path) -> float | None:
     return time.perf_counter() - start if table.exists() and table.stat().st_size else None
 
 
+def compare(nsys: Tool | None, path: Path, seconds: float) -> bool:
+    """Print what nsys takes for the same file, and say whether it was done with it."""
+    theirs = None if nsys is None else nsys_seconds(nsys, path)
+    if nsys is None:
+        print("Nsight Systems is not here: nothing to compare with (make nsys)")
+    elif theirs is None:
+        print(f"  Nsight Systems {nsys.version} failed, or took more than {NSYS_LIMIT_S} s; here {seconds:.2f} s")
+    else:
+        print(f"  Nsight Systems {nsys.version}: {theirs:.1f} s, {theirs / seconds:.1f} times as long")
+    return theirs is not None
+
+
 def main() -> None:
     """Print the table."""
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", type=int, default=LARGE, help=f"in the large file ({LARGE})")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
         return
-    seconds = []
+    nsys, seconds, has_compared = find_tool("nsys"), [], True
     print(f"{'kernels':>10}{'ranges':>10}{'in a range':>12}{'read s':>9}{'attribute s':>13}{'peak MB':>9}")
-    with tempfile.TemporaryDirectory() as folder:
-        for kernels in (SMALL, LARGE):
-            path = Path(folder) / f"{kernels}.sqlite"
+    for kernels in (options.kernels // SCALE, options.kernels):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "export.sqlite"
             export(path, kernels)
             figures = measured_apart(path)
             seconds.append(figures["read_s"] + figures["attribute_s"])
@@ -190,13 +215,9 @@ def main() -> None:
                 f"{figures['events']:>10.0f}{figures['ranges']:>10.0f}{figures['in_a_range']:>12.0f}"
                 f"{figures['read_s']:>9.2f}{figures['attribute_s']:>13.2f}{figures['peak_mb']:>9.0f}"
             )
-        print(f"{LARGE / SMALL:.0f} times the kernels take {seconds[1] / seconds[0]:.1f} times as long")
-        if shutil.which("nsys") is None:
-            print("nsys is not on the PATH: nothing to compare with")
-        else:
-            theirs = nsys_seconds(Path(folder) / f"{SMALL}.sqlite")
-            said = f"failed, or took more than {NSYS_LIMIT_S} s" if theirs is None else f"{theirs:.1f} s"
-            print(f"nsys stats --report nvtx_gpu_proj_trace on {SMALL} kernels: {said}; here {seconds[0]:.1f} s")
+            # What it cannot do with the small file it cannot do with the large one.
+            has_compared = has_compared and compare(nsys, path, seconds[-1])
+    print(f"{SCALE} times the kernels take {seconds[1] / seconds[0]:.1f} times as long")
 
 
 if __name__ == "__main__":

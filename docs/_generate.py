@@ -7,13 +7,14 @@ Pages of operators and layers, and those of notebooks, are generated as a whole.
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nbformat
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
-from nbconvert import MarkdownExporter
 
 from dsocr_trace.cli import cli
 from dsocr_trace.report.command_pages import command_reference
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _MARK = re.compile(r"^<!-- (columns|command): (\S+) -->$", re.MULTILINE)
 _NOTEBOOK = ".ipynb"
+#: What pandas brings for notebooks; here its tables look like all others.
+_OWN_STYLE = re.compile(r"<style scoped>.*?</style>\n| border=\"1\" class=\"dataframe\"", re.DOTALL)
 
 
 def mathml(expression: Any) -> str:
@@ -55,11 +58,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def _pages_of(notebook: File) -> Iterator[tuple[str, str | bytes]]:
     """A notebook as a page, with its pictures beside it; the outputs are those that are stored in it."""
     path = Path(notebook.src_uri).with_suffix("")
-    text, resources = MarkdownExporter().from_filename(notebook.abs_src_path)
-    for name, picture in resources["outputs"].items():
-        text = text.replace(f"({name})", f"({path.name}-{name})")
-        yield f"{path}-{name}", picture
-    yield f"{path}.md", text
+    parts: list[str] = []
+    for number, cell in enumerate(nbformat.read(notebook.abs_src_path, as_version=4).cells):
+        parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.name}-{number}.png"
+                yield str(path.with_name(name)), base64.b64decode(data["image/png"])
+                parts.append(f"![Output of the cell above]({name})")
+            elif "text/html" in data:
+                parts.append(_OWN_STYLE.sub("", data["text/html"]))
+            else:
+                parts.append(f"```text\n{data.get('text/plain', output.get('text', ''))}\n```")
+    yield f"{path}.md", "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

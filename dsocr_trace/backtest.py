@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +19,11 @@ from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr
 from analytic.timing.workload import SAMPLING
 from dsocr_trace.backtest_errors import DRIFT, baselines, by_class, by_stage, drift, gap
-from dsocr_trace.backtest_predictions import KEY, LEVELS, predict_trial
+from dsocr_trace.backtest_predictions import KEY, LEVELS, ROUTED, predict_trial
 from dsocr_trace.backtest_trials import plan_trials
 from dsocr_trace.calibrations import load_calibration, save_calibration
 from dsocr_trace.environment import device_properties, git_commit, hardware_for, versions
+from dsocr_trace.predictions import measured_routing
 from dsocr_trace.store import FolderWriter
 from stage_runners.backtest import ControlPoint, middle, run_trials
 from stage_runners.calibration import calibrate
@@ -59,19 +59,21 @@ def _columns(text: Sequence[str] = (), whole: Sequence[str] = (), real: Sequence
     return [pa.field(name, kind) for names, kind in kinds for name in names]
 
 
+_ROUTED_DEVICE: Final = "routed_device_ns"
+_MEASURED: Final = ("measured_ns", "traced_ns")
 _ERRORS: Final = _columns(whole=["count"], real=["median", "p90", "worst", "time_weighted", "bias"])
 SCHEMAS: Final = {
     "trials": pa.schema(
         [
             *_columns(text=["workload", "crop_grid"]),
             *_columns(whole=["trial", "order", "seed", "base_size_px", "image_size_px", "seq_len", "max_new_tokens"]),
-            *_columns(whole=[*LEVELS, "predicted_after_ns", "extrapolated_ns", "measured_ns", "traced_ns", *_CONTROLS]),
+            *_columns(whole=[*LEVELS, ROUTED, "predicted_after_ns", "extrapolated_ns", *_MEASURED, *_CONTROLS]),
             *_columns(real=["error", "drift"]),
             pa.field("accepted", pa.bool_()),
         ]
     ),
-    "stages": pa.schema(_columns(["stage"], ["trial", *LEVELS, "measured_ns", "traced_ns"])),
-    "modules": pa.schema(_columns(KEY, ["trial", *LEVELS, "extrapolated_ns", "measured_ns"])),
+    "stages": pa.schema(_columns(["stage"], ["trial", *LEVELS, ROUTED, *_MEASURED])),
+    "modules": pa.schema(_columns(KEY, ["trial", *LEVELS, ROUTED, "extrapolated_ns", "measured_ns"])),
     "stage_errors": pa.schema([*_columns(["stage"], real=["share_of_time"]), *_ERRORS]),
     "class_errors": pa.schema([*_columns(["module_class"], real=["share_of_time"]), *_ERRORS]),
     "gap": pa.schema(
@@ -255,6 +257,8 @@ def _measured(setup: Setup, progress: Progress) -> Backtest:
     predicted = predictions(setup, before)
     measured = list(run_trials(model, setup.trials, setup.config.decoder, progress))
     after = None if setup.given else _calibrated(setup, properties, progress)
+    routed = {one.trial.number: _routed(setup, before, one) for one in measured}
+    predicted = {number: rows.merge(routed[number], on=KEY, how="outer") for number, rows in predicted.items()}
     tables = joined(setup, measured, predicted, reference)
     if after is not None:
         again = predictions(setup, after)
@@ -285,6 +289,16 @@ def predictions(setup: Setup, calibration: Calibration) -> dict[int, pd.DataFram
     return {trial.number: by_workload[trial.workload] for trial in setup.trials}
 
 
+def _routed(setup: Setup, calibration: Calibration, one: MeasuredTrial) -> pd.DataFrame:
+    """The prediction again, told what the routers chose: they, too, are something that a prediction does not know."""
+    routing = measured_routing(one.routing)
+    arguments = (setup.model, one.trial.workload, calibration, setup.hardware, setup.policy)
+    rows = predict_trial(*arguments, routing=routing)
+    return rows[[*KEY, "predicted_ns", "device_ns"]].rename(
+        columns={"predicted_ns": ROUTED, "device_ns": _ROUTED_DEVICE}
+    )
+
+
 def joined(
     setup: Setup, measured: Sequence[MeasuredTrial], predicted: dict[int, pd.DataFrame], reference: Control
 ) -> dict[str, pd.DataFrame]:
@@ -293,14 +307,14 @@ def joined(
     modules = pd.concat([_modules(one, predicted[one.trial.number], classes) for one in measured], ignore_index=True)
     stages = pd.concat([_stages(one, modules) for one in measured], ignore_index=True)
     trials = pd.DataFrame([_trial(one, reference) for one in measured]).assign(order=range(len(measured)))
-    sums = stages.groupby("trial")[[*LEVELS, "measured_ns", "traced_ns"]].sum()
+    sums = stages.groupby("trial")[[*LEVELS, ROUTED, *_MEASURED]].sum()
     sums["extrapolated_ns"] = modules.groupby("trial")["extrapolated_ns"].sum()
     trials = trials.join(sums, on="trial")
     trials["error"] = trials["predicted_ns"] / trials["measured_ns"] - 1
     trials["accepted"] = trials["drift"].abs() <= DRIFT
     if setup.device.type == "cuda":
         # Modules were measured on the device, so they are compared with what they take there.
-        modules["predicted_ns"] = modules["device_ns"]
+        modules[["predicted_ns", ROUTED]] = modules[["device_ns", _ROUTED_DEVICE]]
     return {"trials": trials, "stages": stages, "modules": modules}
 
 
@@ -312,14 +326,14 @@ def _modules(one: MeasuredTrial, predicted: pd.DataFrame, classes: dict[str, str
     )
     # The router calls other experts than the plan: each side may have modules that the other has not.
     rows = predicted.merge(measured, on=KEY, how="outer").assign(trial=one.trial.number)
-    whole = [*LEVELS, "extrapolated_ns", "measured_ns"]
+    whole = [*LEVELS, ROUTED, _ROUTED_DEVICE, "extrapolated_ns", "measured_ns"]
     return rows.assign(**rows[whole].fillna(0).astype(np.int64))
 
 
 def _stages(one: MeasuredTrial, modules: pd.DataFrame) -> pd.DataFrame:
     mine = modules[modules["trial"] == one.trial.number]
-    sums = mine.groupby("stage")[list(LEVELS)].sum().reset_index()
-    for column, repeat in (("measured_ns", one.plain), ("traced_ns", one.traced)):
+    sums = mine.groupby("stage")[[*LEVELS, ROUTED]].sum().reset_index()
+    for column, repeat in zip(_MEASURED, (one.plain, one.traced), strict=True):
         walls = {"vision": repeat.vision_ns, "prefill": repeat.prefill_ns, "decode": sum(repeat.decode_ns)}
         sums[column] = sums["stage"].map(walls)
     return sums.assign(trial=one.trial.number)
@@ -366,21 +380,4 @@ def analysed(tables: dict[str, pd.DataFrame], estimates: dict[str, dict[int, Est
         "class_errors": by_class(modules),
         "gap": gap(modules, accepted),
         "baselines": baselines(tables["trials"], estimates),
-    }
-
-
-def calibration_shift(before: Calibration, after: Calibration) -> dict[str, float]:
-    """How much the second calibration differs from the first, over the samples that both have."""
-
-    def times(calibration: Calibration) -> dict[tuple[str, str], float]:
-        return {(each.operator, str(sorted(each.arguments.items()))): each.device_ns for each in calibration.samples}
-
-    first, second = times(before), times(after)
-    ratios = [math.log(second[key] / first[key]) for key in first.keys() & second.keys()]
-    if not ratios:
-        return {"samples": 0, "median": 0.0, "median_size": 0.0}
-    return {
-        "samples": len(ratios),
-        "median": math.expm1(float(np.median(ratios))),
-        "median_size": math.expm1(float(np.median(np.abs(ratios)))),
     }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import numpy as np
 import pandas as pd
 
-from dsocr_trace.backtest_predictions import LEVELS
+from dsocr_trace.backtest_predictions import LEVELS, ROUTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from analytic.timing.calibration import Calibration
     from stage_runners.backtest import Control, MeasuredTrial
     from stage_runners.estimator import Estimate
 
@@ -33,6 +35,7 @@ REST: Final = "(rest)"
 ALL_TRIALS: Final = "time model, trials set aside included"
 _NAMES: Final = {
     "predicted_ns": "time model",
+    ROUTED: "time model, told what the routers chose",
     "device_ns": "calibrated operators, no host",
     "roof_ns": "calibrated roofline",
     "datasheet_ns": "datasheet roofline",
@@ -171,18 +174,20 @@ class Bar:
     met: bool
 
 
-def bars(trials: pd.DataFrame, modules: pd.DataFrame) -> tuple[Bar, ...]:
+def bars(trials: pd.DataFrame, modules: pd.DataFrame, level: str = "predicted_ns") -> tuple[Bar, ...]:
     """Hold the accepted trials against the bars.
 
     Parameters
     ----------
     trials, modules
         Accepted trials only.
+    level
+        Which prediction.
     """
-    total = errors(trials["predicted_ns"], trials["measured_ns"])
-    sums = modules.groupby(["trial", "module_class"])[["predicted_ns", "measured_ns"]].sum()
-    weighted = (sums["predicted_ns"] - sums["measured_ns"]).abs().sum() / max(sums["measured_ns"].sum(), 1)
-    within = (trials["predicted_ns"] / trials["measured_ns"] - 1).abs() <= WITHIN
+    total = errors(trials[level], trials["measured_ns"])
+    sums = modules.groupby(["trial", "module_class"])[[level, "measured_ns"]].sum()
+    weighted = (sums[level] - sums["measured_ns"]).abs().sum() / max(sums["measured_ns"].sum(), 1)
+    within = (trials[level] / trials["measured_ns"] - 1).abs() <= WITHIN
     some = len(trials) > 0
     return (
         _bar(f"share of trials whose total is within {WITHIN:.0%}", float(within.mean()) if some else None, SHARE, -1),
@@ -202,3 +207,20 @@ def interval(trials: pd.DataFrame) -> dict[str, Any] | None:
         return None
     low, high = np.quantile(trials["measured_ns"] / trials["predicted_ns"], [0.05, 0.95])
     return {"share": 0.9, "low": float(low), "high": float(high)}
+
+
+def calibration_shift(before: Calibration, after: Calibration) -> dict[str, float]:
+    """How much the second calibration differs from the first, over the samples that both have."""
+
+    def times(calibration: Calibration) -> dict[tuple[str, str], float]:
+        return {(each.operator, str(sorted(each.arguments.items()))): each.device_ns for each in calibration.samples}
+
+    first, second = times(before), times(after)
+    ratios = [math.log(second[key] / first[key]) for key in first.keys() & second.keys()]
+    if not ratios:
+        return {"samples": 0, "median": 0.0, "median_size": 0.0}
+    return {
+        "samples": len(ratios),
+        "median": math.expm1(float(np.median(ratios))),
+        "median_size": math.expm1(float(np.median(np.abs(ratios)))),
+    }

@@ -14,17 +14,26 @@ if TYPE_CHECKING:
     from analytic.hardware import Hardware
     from analytic.layers.base import Policy
     from analytic.model import Model
+    from analytic.routing import Plan, Routing
     from analytic.timing.calibration import Calibration
     from analytic.workload import Workload
 
 #: What the parts of the model build on each other, each from the one before:
 #: ceilings of the datasheet; ceilings of the calibration; the operators' own curves; and the host around them.
 LEVELS: Final = ("datasheet_ns", "roof_ns", "device_ns", "predicted_ns")
+#: The last of them again, told what the routers chose.
+ROUTED: Final = "routed_ns"
 KEY: Final = ["stage", "module_path", "module_class"]
 
 
 def predict_trial(
-    model: Model, workload: Workload, calibration: Calibration, hardware: Hardware, policy: Policy
+    model: Model,
+    workload: Workload,
+    calibration: Calibration,
+    hardware: Hardware,
+    policy: Policy,
+    *,
+    routing: Routing | Plan = "balanced",
 ) -> pd.DataFrame:
     """Predict what every module spends itself.
 
@@ -33,13 +42,15 @@ def predict_trial(
     model
         Which model.
     workload
-        Page, prompt and number of new tokens. Experts get equal shares: the router's choices are not known before.
+        Page, prompt and number of new tokens.
     calibration
         The device as it was measured.
     hardware
         The device as its datasheet has it.
     policy
         How the model runs.
+    routing
+        Tokens per expert. The router's choices are not known before a run.
 
     Returns
     -------
@@ -50,9 +61,9 @@ def predict_trial(
     classes = {node.module_path: node.module_class for node in model.tree}
     datasheet = {
         (row.stage, row.module_path): row.predicted_ns
-        for row in module_rows(predict(model, workload, hardware=hardware, policy=policy))
+        for row in module_rows(predict(model, workload, hardware=hardware, policy=policy, routing=routing))
     }
-    timed = time_workload(model, workload, calibration, policy=policy)
+    timed = time_workload(model, workload, calibration, policy=policy, routing=routing)
     rows = [
         {
             "stage": stage,

@@ -27,6 +27,7 @@ from stage_runners.generate import Generation
 from stage_runners.inputs import build_inputs
 from stage_runners.measurement import Repeat
 from stage_runners.pages import synthetic_page
+from stage_runners.routing import RoutingRecorder
 from stage_runners.stage1 import VISION_SUBTREES, Progress
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from analytic.config import DecoderConfig
     from analytic.workload import Workload
     from stage_runners.inputs import ModelInputs
+    from stage_runners.measurement import RoutingCounts
 
 #: The control: a product of this side in fp32, a copy that moves these bytes, and how often each is timed.
 CONTROL_SIDE: Final = 512
@@ -88,6 +90,8 @@ class MeasuredTrial:
         or on a GPU the busy time of the device.
     between_ns
         The same by stage, outside every module.
+    routing
+        What the routers chose.
     before, after
         The control.
     """
@@ -97,6 +101,7 @@ class MeasuredTrial:
     traced: Repeat
     own_ns: Mapping[tuple[str, str], int]
     between_ns: Mapping[str, int]
+    routing: RoutingCounts
     before: Control
     after: Control
 
@@ -174,7 +179,10 @@ class _Bench:
         self._device, self._dtype = weights.device, weights.dtype
         self._control = ControlPoint(self._device)
         subtrees = dict.fromkeys(VISION_SUBTREES, "vision")
-        self._tracer = Tracer(model, detector=PositionStages(), stage_of_subtree=subtrees)
+        self._routing = RoutingRecorder(model, decoder.routed_experts)
+        self._tracer = Tracer(
+            model, detector=PositionStages(), stage_of_subtree=subtrees, observers=self._routing.observers
+        )
 
     def measure(self, trial: Trial, *, traced_first: bool) -> MeasuredTrial:
         page = synthetic_page(trial.workload, seed=trial.seed)
@@ -182,16 +190,17 @@ class _Bench:
         self._generate(inputs, min(_WARM_UP_TOKENS, trial.workload.max_new_tokens))
         gc.collect()
         before, repeats = self._control.read(), {}
+        self._tracer.clear()
+        self._routing.clear()
         for traced in (traced_first, not traced_first):
-            self._tracer.clear()
             with self._tracer if traced else contextlib.nullcontext():
                 repeats[traced] = self._generate(inputs, trial.workload.max_new_tokens)
             if traced:
                 own_ns, between_ns = module_times(self._tracer.calls(), repeats[True])
-        after = self._control.read()
+        after, routing = self._control.read(), self._routing.counts()
         if self._device.type == "cuda":
             own_ns, between_ns = self.device_times(inputs)
-        return MeasuredTrial(trial, repeats[False], repeats[True], own_ns, between_ns, before, after)
+        return MeasuredTrial(trial, repeats[False], repeats[True], own_ns, between_ns, routing, before, after)
 
     def device_times(self, inputs: ModelInputs) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
         """What the device runs in one more generation, in each module and outside of all, in ns."""

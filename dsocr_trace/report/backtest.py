@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import pandas as pd
 
-from dsocr_trace.backtest import calibration_shift
-from dsocr_trace.backtest_errors import CLASSES, DRIFT, MEDIAN, SHARE, WITHIN, bars, interval
+from dsocr_trace.backtest_errors import CLASSES, DRIFT, MEDIAN, SHARE, WITHIN, bars, calibration_shift, interval
+from dsocr_trace.backtest_predictions import ROUTED
 from dsocr_trace.backtest_trials import LEAST_WORKLOADS, TRIALS
 from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.units import duration, percent
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dsocr_trace.store import FolderWriter
 
 _ERROR_COLUMNS: Final = ("median", "p90", "worst", "time_weighted", "bias")
+_BAR_HEAD: Final = ("Bar", "Asked", "Reached", "Told routing", "")
 _ERROR_NAMES: Final = ("Median", "90 %", "Worst", "Weighted", "Bias")
 _PARTS: Final = {
     "datasheet_ns": "Datasheet",
@@ -62,6 +63,7 @@ def summary(found: Backtest) -> dict[str, Any]:
     return {
         "verdict": verdict(found),
         "bars": [attrs.asdict(bar) for bar in bars(accepted, found.accepted_modules)],
+        "bars_routed": [attrs.asdict(bar) for bar in bars(accepted, found.accepted_modules, ROUTED)],
         "trials_run": len(trials),
         "trials_accepted": len(accepted),
         "trials_set_aside": len(trials) - len(accepted),
@@ -113,7 +115,7 @@ def backtest_markdown(found: Backtest) -> str:
     sections = [
         f"# Backtest on {found.properties['device']['name']}",
         "\n".join(_facts(found)),
-        "## Verdict\n\n" + _markdown(("Bar", "Asked", "Reached", ""), _bar_rows(found)),
+        "## Verdict\n\n" + _markdown(_BAR_HEAD, _bar_rows(found)),
         "## What each part of the model is worth\n\nErrors of the total.\n\n"
         + _markdown(("Method", *_ERROR_NAMES), _error_rows(_estimated(tables["baselines"]), "method"))
         + "\n\n"
@@ -138,6 +140,8 @@ _EXPLAINED: Final = f"""## How to read it
   their sizes. Host: what the host adds. Unexplained: what is left.
 - A trial is set aside if the control, before or after it, was off by more than {DRIFT:.0%} from what it was at the
   calibration.
+- Told routing: the same prediction, told how many tokens the routers gave each expert. It does not count for the
+  verdict: before a run experts get equal shares.
 - Asked is: the total within {WITHIN:.0%} in at least {SHARE:.0%} of the accepted trials, at most {MEDIAN:.0%} off at
   the median, and all module classes together, weighted by their time, at most {CLASSES:.0%} off."""
 
@@ -174,9 +178,10 @@ def _facts(found: Backtest) -> Iterator[str]:
 
 
 def _bar_rows(found: Backtest) -> Iterator[Sequence[str]]:
-    for bar in bars(found.accepted, found.accepted_modules):
-        yield bar.what, percent(bar.bar), percent(bar.value), "met" if bar.met else "not met"
-    yield "verdict", "", "", verdict(found)
+    plain, routed = (bars(found.accepted, found.accepted_modules, level) for level in ("predicted_ns", ROUTED))
+    for bar, told in zip(plain, routed, strict=True):
+        yield bar.what, percent(bar.bar), percent(bar.value), percent(told.value), "met" if bar.met else "not met"
+    yield "verdict", "", "", "", verdict(found)
 
 
 def _estimated(baselines: pd.DataFrame) -> pd.DataFrame:
@@ -228,7 +233,7 @@ def print_backtest(found: Backtest, path: Path) -> None:
     tables = found.tables
     console = result_console()
     shown = (
-        ("Verdict", ("Bar", "Asked", "Reached", ""), _bar_rows(found)),
+        ("Verdict", _BAR_HEAD, _bar_rows(found)),
         (
             "Errors of the total",
             ("Method", *_ERROR_NAMES),

@@ -37,5 +37,5 @@ def _rows(command: click.Command, context: click.Context) -> Iterator[str]:
     for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
         names, text = option.get_help_record(context) or ("", "")
         extras = [extra.removeprefix("default: ") for extra in _EXTRA.findall(text)]
-        cells = (f"`{names}`", "; ".join(extras), _EXTRA.sub("", text))
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        cells = (f"<code>{names}</code>", "; ".join(extras), _EXTRA.sub("", text))
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

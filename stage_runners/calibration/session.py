@@ -125,7 +125,7 @@ class _Bench:
     def __init__(self, device: torch.device, points: Sequence[Point], dtypes: Sequence[str]) -> None:
         size = max(_LEAST_BYTES, min(_OPERAND_BYTES, int(available_bytes(device) * _SHARE)))
         self._buffer = Buffer(device, size)
-        self._device = device
+        self._device, self._dtype = device, getattr(torch, (*dtypes, _FP32)[0])
         self._host = host_tasks(device)
         self._fills = fill_tasks(device, self._buffer.size // 4)
         self._products = product_tasks(self._buffer, tuple(dict.fromkeys((*dtypes, _FP32))))
@@ -148,7 +148,7 @@ class _Bench:
         """What takes the times on this device."""
         if self._device.type == "cuda":
             return CudaStopwatch(self._device)
-        return CpuStopwatch(Eviction(self._buffer))
+        return CpuStopwatch(Eviction(self._buffer, self._dtype))
 
     def read(self, timings: Mapping[Task, Timing]) -> dict[str, Any]:
         """Samples, host costs and ceilings."""

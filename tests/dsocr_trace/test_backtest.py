@@ -25,7 +25,7 @@ from analytic.timing.calibration import Calibration, HostCosts, Sample
 from analytic.timing.workload import SAMPLING
 from analytic.workload import Workload
 from dsocr_trace import backtest as backtest_module
-from dsocr_trace.backtest import SCHEMAS, calibration_shift
+from dsocr_trace.backtest import SCHEMAS
 from dsocr_trace.backtest_errors import (
     ALL_TRIALS,
     DRIFT,
@@ -34,12 +34,13 @@ from dsocr_trace.backtest_errors import (
     bars,
     baselines,
     by_class,
+    calibration_shift,
     drift,
     errors,
     gap,
     interval,
 )
-from dsocr_trace.backtest_predictions import LEVELS, predict_trial
+from dsocr_trace.backtest_predictions import LEVELS, ROUTED, predict_trial
 from dsocr_trace.backtest_trials import LEAST_WORKLOADS, TRIALS, WORKLOADS, plan_trials
 from dsocr_trace.calibrations import load_calibration, save_calibration
 from hooks.tables import CALLS
@@ -49,7 +50,7 @@ from stage_runners.devices import require_memory
 from stage_runners.estimator import MODES, Estimate, estimate
 from stage_runners.inputs import build_inputs
 from stage_runners.loading import load_model
-from stage_runners.measurement import Repeat
+from stage_runners.measurement import Repeat, RoutingCounts
 from stage_runners.pages import synthetic_page
 
 TINY = "deepseek-ocr-v1-tiny"
@@ -114,6 +115,12 @@ def test_what_modules_take_adds_up_to_the_walls_and_nothing_stays_behind(tiny) -
         assert min(one.plain.vision_ns, one.plain.prefill_ns, *one.plain.decode_ns) > 0
         inside = sum(ns for (stage, _), ns in one.own_ns.items() if stage == "vision")
         assert 0 < inside <= one.traced.vision_ns
+        experts = tiny.config.decoder
+        assert one.routing.prefill.keys() == one.routing.decode.keys() != set()
+        for counts in one.routing.prefill.values():
+            assert counts.sum() == SMALL.seq_len * experts.experts_per_token
+        for counts in one.routing.decode.values():
+            assert counts.sum(axis=1).tolist() == [experts.experts_per_token] * (SMALL.max_new_tokens - 1)
         assert min(*attrs.astuple(one.before), *attrs.astuple(one.after)) > 0
     assert not wrapped_modules(tiny)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.modules())
@@ -257,7 +264,8 @@ def control(product: int, copy: int) -> Control:
 )
 def test_drift_is_the_largest_change_of_any_control(before, after, expected) -> None:
     repeat = Repeat(1, 1, (1,))
-    one = MeasuredTrial(Trial(0, SMALL, 0), repeat, repeat, {}, {}, before, after)
+    none = RoutingCounts({}, {})
+    one = MeasuredTrial(Trial(0, SMALL, 0), repeat, repeat, {}, {}, none, before, after)
     assert drift(control(100, 100), one) == pytest.approx(expected)
 
 
@@ -273,7 +281,8 @@ def tables(seed: int = 0, factor: float = 1.0, noise: float = 0.0, count: int = 
     )
     off = factor * np.exp(noise * random.standard_normal(len(modules)))
     modules["measured_ns"] = (modules["predicted_ns"] / off).round().astype("int64")
-    trials = modules.groupby("trial")[[*LEVELS, "measured_ns"]].sum().reset_index()
+    modules[ROUTED] = modules["measured_ns"]
+    trials = modules.groupby("trial")[[*LEVELS, ROUTED, "measured_ns"]].sum().reset_index()
     trials["accepted"] = True
     return trials, modules
 
@@ -307,6 +316,12 @@ def test_on_a_gpu_the_rest_is_the_time_that_the_device_is_idle() -> None:
 
 def test_perfect_predictions_meet_every_bar() -> None:
     assert all(bar.met for bar in bars(*tables()))
+
+
+def test_what_is_told_the_routing_has_bars_of_its_own() -> None:
+    trials, modules = tables(factor=1.3)
+    assert not any(bar.met for bar in bars(trials, modules))
+    assert all(bar.met for bar in bars(trials, modules, ROUTED))
 
 
 def test_bars_that_are_missed() -> None:
@@ -425,7 +440,7 @@ def test_a_backtest_from_a_given_calibration(invoke, given, tmp_path) -> None:
 def check_sums(tables: dict[str, pd.DataFrame]) -> None:
     """Modules give stages, stages give trials, trials give the total of the gap."""
     modules, stages, trials = (tables[name] for name in ("modules", "stages", "trials"))
-    for level in LEVELS:
+    for level in (*LEVELS, ROUTED):
         sums = modules.groupby(["trial", "stage"])[level].sum()
         assert sums.to_dict() == stages.set_index(["trial", "stage"])[level].to_dict()
     for column in (*LEVELS, "measured_ns", "traced_ns"):

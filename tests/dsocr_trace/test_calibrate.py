@@ -28,7 +28,7 @@ from stage_runners.calibration.measure import Limits
 
 #: What the host does without a kernel; measured as host costs.
 HOST_OPERATORS = {"view", "host_loop", "to_host"}
-HOST = HostCosts(500.0, 800.0, 15.0, 0.0, 700.0, 90.0)
+HOST = HostCosts(500.0, 800.0, 15.0, 0.0, 700.0, 90.0, fresh_byte_ns=0.7, fresh_from_bytes=1 << 25)
 
 
 def silu(elements: int, device_ns: float) -> Sample:
@@ -153,7 +153,7 @@ def small_grid(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     points = [point for point in grid("bfloat16") if point.operator == "silu"][:3]
 
     def small(*arguments, **options):
-        return calibrate(*arguments, points=points, limits=Limits(5, 60, 0.01, rounds=3), **options)
+        return calibrate(*arguments, points=points, limits=Limits(5, 60, 0.01, 0.01, rounds=3), **options)
 
     monkeypatch.setattr(session, "_OPERAND_BYTES", 1 << 26)
     monkeypatch.setattr("stage_runners.calibration.calibrate", small)

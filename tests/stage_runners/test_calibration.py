@@ -8,6 +8,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,17 +17,24 @@ from transformers import DynamicCache
 
 from analytic.cost import DTYPES
 from analytic.operators import OPERATORS
-from stage_runners.calibration import calibrate, measure
+from stage_runners.calibration import calibrate, measure, operands, stopwatches
 from stage_runners.calibration.executors import EXECUTORS, call_of
 from stage_runners.calibration.grids import Point, grid
-from stage_runners.calibration.host import host_costs
-from stage_runners.calibration.measure import CpuStopwatch, CudaStopwatch, Limits, Reading, Task, Timing
-from stage_runners.calibration.operands import Buffer, Operands, OperandsTooLargeError
+from stage_runners.calibration.host import fill_tasks, fresh_memory, host_costs
+from stage_runners.calibration.measure import Limits, Looked, Task, Timing
+from stage_runners.calibration.operands import (
+    Buffer,
+    Eviction,
+    Operands,
+    OperandsTooLargeError,
+    last_level_cache_bytes,
+)
 from stage_runners.calibration.session import grid_of
+from stage_runners.calibration.stopwatches import Call, CpuStopwatch, CudaStopwatch, Reading
 from stage_runners.deepseek_ocr import ATTENTION_IMPLEMENTATIONS
 
 CPU = torch.device("cpu")
-LIMITS = Limits(look_s=60, budget_s=60, call_s=1.0, rounds=2)
+LIMITS = Limits(look_s=60, budget_s=60, call_s=1.0, large_call_s=4.0, rounds=2)
 
 #: Operators whose call returns something else than the formula's result, and why.
 RETURNS_MORE_OR_LESS = {
@@ -88,7 +96,7 @@ def test_points_are_distinct() -> None:
 def test_a_call_does_what_the_formula_says(point, buffer) -> None:
     cost = OPERATORS[point.operator](**formula(point)).cost
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        result = call_of(point.operator, point.arguments, buffer)()
+        result = call_of(point.operator, point.arguments, buffer).run()
     if point.operator not in RETURNS_MORE_OR_LESS:
         assert held_bytes(result) == cost.activation_bytes
     if not point.operator.startswith("sdpa"):  # the counter does not know the CPU's fused kernel
@@ -108,19 +116,19 @@ class Dispatched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dispatched(*calls: Any) -> Counter[str]:
+def dispatched(*runs: Any) -> Counter[str]:
     with torch.no_grad(), Dispatched() as seen:
-        for call in calls:
-            call()
+        for run in runs:
+            run()
     return seen.names
 
 
 @pytest.mark.parametrize("queries", [1, 16])
 def test_eager_attention_runs_the_operators_of_the_model(queries, buffer) -> None:
     sizes = {"heads": 2, "queries": queries, "keys": 16, "dtype": "bfloat16"}
-    ours = [call_of("attention_eager", sizes | {"head_dim": 8}, buffer)]
+    ours = [call_of("attention_eager", sizes | {"head_dim": 8}, buffer).run]
     if queries > 1:
-        ours.append(call_of("causal_mask", sizes, buffer))
+        ours.append(call_of("causal_mask", sizes, buffer).run)
     query, key = (torch.zeros(1, length, 2, 8, dtype=torch.bfloat16).transpose(1, 2) for length in (queries, 16))
     attend, key = ATTENTION_IMPLEMENTATIONS["eager"], key.contiguous()
     assert dispatched(*ours) == dispatched(lambda: attend(query, key, key))
@@ -131,13 +139,13 @@ def test_the_cache_is_extended_as_transformers_does(buffer) -> None:
     cache = DynamicCache()
     cache.update(old, old, 0)
     ours = call_of("kv_cache_append", {"cached": 2 * 64 * 8, "added": 2 * 64, "dtype": "float32"}, buffer)
-    assert dispatched(ours) == dispatched(lambda: cache.update(new, new, 0))
+    assert dispatched(ours.run) == dispatched(lambda: cache.update(new, new, 0))
 
 
 @pytest.mark.parametrize(("counted", "causal"), [("rectangle", False), ("triangle", True)])
 def test_fused_attention_is_causal_where_the_triangle_counts(counted, causal, buffer) -> None:
     sizes = {"heads": 1, "queries": 4, "keys": 4, "head_dim": 64, "dtype": "float32", "counted": counted}
-    out = call_of("sdpa", sizes, buffer)()
+    out = call_of("sdpa", sizes, buffer).run()
     first_value = Operands(buffer)
     first_value.tensor(torch.float32, 1, 4, 1, 64)
     first_value.tensor(torch.float32, 1, 1, 4, 64)
@@ -168,19 +176,25 @@ def test_what_exceeds_the_buffer_is_refused(buffer) -> None:
 class Clock:
     """A stopwatch that gives each call the time that the call itself names."""
 
-    max_calls = 10
-
     def __init__(self) -> None:
         self.log: list[str] = []
 
-    def __call__(self, call: Any, number: int, *, waits: bool) -> Reading:
-        name, took = call()
-        self.log.append(f"{name}x{number}")
-        return Reading(took, float(waits))
+    def once(self, _: Task, call: Call) -> Reading:
+        name, took = call.run()
+        self.log.append(name)
+        return Reading(took, 0.0)
+
+    def read(self, task: Task, call: Call, took_ns: float) -> Reading:
+        del took_ns
+        return self.once(task, call)
 
 
 def task(name: str, took: float, *, group: str = "a", **options: Any) -> Task:
-    return Task(group, lambda: lambda: (name, took), **options)
+    return Task(group, lambda: Call(lambda: (name, took)), **options)
+
+
+def looked(*tasks: Task) -> dict[Task, Looked]:
+    return {one: Looked(one.prepare(), one.prepare().run()[1]) for one in tasks}
 
 
 def test_larger_points_are_not_even_prepared() -> None:
@@ -191,8 +205,12 @@ def test_larger_points_are_not_even_prepared() -> None:
     larger = Task("a", never, larger_than=lambda other: other is slow)
     too_slow = task("too slow", 1.5e9)
     needed = task("needed", 1.5e9, indispensable=True, larger_than=lambda other: other is slow)
-    found = measure.first_look([fast, slow, larger, too_slow, needed], Clock(), LIMITS, silent)
-    assert found == {fast: 1e6, slow: 0.7e9, needed: 1.5e9}
+    large = task("large", 1.5e9, large=True, larger_than=lambda other: other is slow)
+    larger_still = Task("a", never, larger_than=lambda other: other is huge, large=True)
+    huge = task("huge", 4.5e9, large=True)
+    tasks = [fast, slow, larger, too_slow, needed, large, huge, larger_still]
+    found = measure.first_look(tasks, Clock(), LIMITS, silent)
+    assert {one: look.took_ns for one, look in found.items()} == {fast: 1e6, slow: 0.7e9, needed: 1.5e9, large: 1.5e9}
 
 
 def test_what_does_not_fit_into_memory_is_left_out() -> None:
@@ -203,54 +221,149 @@ def test_what_does_not_fit_into_memory_is_left_out() -> None:
 
 
 def test_the_budget_is_shared_between_groups() -> None:
-    heavy = {task(f"heavy {number}", number * 1e9, group="heavy"): number * 1e9 for number in range(1, 8)}
-    light = {task(f"light {number}", 1e6, group="light"): 1e6 for number in range(10)}
-    kept = measure.affordable(heavy | light, Limits(look_s=9, budget_s=45, call_s=9, rounds=2))
+    heavy = [task(f"heavy {number}", number * 1e9, group="heavy") for number in range(1, 8)]
+    light = [task(f"light {number}", 1e6, group="light") for number in range(10)]
+    limits = Limits(look_s=9, budget_s=45, call_s=9, large_call_s=9, rounds=2)
     # Two rounds of 1 + 2 + ... + 6 s fit, 7 s more do not.
-    assert kept == {t: took for t, took in heavy.items() if took < 7e9} | light
+    assert list(measure.affordable(looked(*heavy, *light), limits)) == [*heavy[:6], *light]
 
 
-def test_a_group_keeps_its_smallest_and_what_is_indispensable() -> None:
-    found = {task(str(number), 1e9): 1e9 + number for number in range(6)}
-    kept = measure.affordable(found, Limits(look_s=9, budget_s=0, call_s=9))
-    assert list(kept.values()) == [1e9, 1e9 + 1, 1e9 + 2]
-    needed = {task("needed", 1e9, indispensable=True): 1e9 + number for number in range(6)}
-    assert measure.affordable(needed, Limits(look_s=9, budget_s=0, call_s=9)) == needed
+@pytest.mark.parametrize(("option", "kept"), [({}, 3), ({"indispensable": True}, 6), ({"large": True}, 6)])
+def test_a_group_keeps_its_smallest_and_what_tells_most(option, kept) -> None:
+    tasks = [task(str(number), 1e9 + number, **option) for number in range(6)]
+    none = Limits(look_s=9, budget_s=0, call_s=9, large_call_s=9)
+    assert list(measure.affordable(looked(*tasks), none)) == tasks[:kept]
 
 
-def test_rounds_are_interleaved_and_short_calls_come_in_blocks() -> None:
-    clock, quick, slow = Clock(), task("quick", 100.0), task("slow", 1e9)
-    found = measure.measure([quick, slow], clock, LIMITS, silent)
-    one_round = ["quickx1", *["quickx10"] * 5, "slowx1"]
-    assert clock.log == one_round * 2
-    assert (found[quick].repeats, found[slow].repeats) == (10, 2)
-    assert (found[quick].device_ns, found[slow].device_ns) == (100.0, 1e9)
+def test_short_calls_are_dealt_in_hands_and_long_ones_come_alone() -> None:
+    clock = Clock()
+    quick = [task(f"quick {number}", 100.0) for number in range(8)]
+    slow, longest = task("slow", 0.5e9), task("longest", 2e9, large=True)
+    limits = attrs.evolve(LIMITS, rounds=3)
+    found = measure.measure(looked(*quick, slow, longest), clock, limits, silent)
+    assert [found[one].repeats for one in (quick[0], slow, longest)] == [18, 3, 2]
+    assert (found[quick[0]].device_ns, found[slow].device_ns) == (100.0, 0.5e9)
+    short = [name for name in clock.log if name.startswith("quick")]
+    hands = [short[start : start + 24] for start in range(0, len(short), 24)]
+    assert [set(Counter(hand).values()) for hand in hands] == [{6}] * 6
+    assert len({tuple(sorted(set(hand))) for hand in hands}) > 2
+    repeats = sum(first == second for first, second in pairwise(short))
+    assert repeats < len(short) / 4
 
 
-def test_rounds_end_with_the_budget_but_not_the_first() -> None:
-    tasks = [task("one", 1e9), task("two", 1e9)]
-    found = measure.measure(tasks, Clock(), Limits(look_s=9, budget_s=0, call_s=1, rounds=9), silent)
+def test_a_call_that_was_slow_by_accident_counts_as_short_later() -> None:
+    one = task("one", 100.0)
+    delayed = {one: Looked(one.prepare(), 9e6)}
+    assert [len(readings) for readings in measure.measure(delayed, Clock(), LIMITS, silent)[one].rounds] == [1, 6]
+
+
+def test_rounds_end_with_the_budget_but_everything_is_read_once() -> None:
+    tasks = [task("one", 1e6), task("two", 1e9)]
+    limits = Limits(look_s=9, budget_s=0, call_s=1, large_call_s=1, rounds=9)
+    found = measure.measure(looked(*tasks), Clock(), limits, silent)
     assert [found[one].repeats for one in tasks] == [1, 1]
 
 
 def test_a_late_first_look_is_left_out() -> None:
     needed = task("needed", 1.0, indispensable=True)
-    found = measure.first_look([task("late", 1.0), needed], Clock(), Limits(look_s=-1, budget_s=9, call_s=1), silent)
-    assert found == {needed: 1.0}
+    late = attrs.evolve(LIMITS, look_s=-1)
+    assert list(measure.first_look([task("late", 1.0), needed], Clock(), late, silent)) == [needed]
 
 
 def test_statistics_of_a_timing() -> None:
     timing = Timing((tuple(Reading(ns, 2 * ns) for ns in (10.0, 20.0, 30.0)), tuple(Reading(40.0, 0.0) for _ in "ab")))
     assert (timing.device_ns, timing.host_ns, timing.repeats) == (30.0, 20.0, 5)
-    assert timing.spread == pytest.approx((40 - 20) / 30)
+    # The medians of the rounds are 20 and 40, their quartiles 25 and 35.
+    assert timing.spread == pytest.approx((35 - 25) / 30)
     assert timing.drift == pytest.approx(40 / 20 - 1)
 
 
 def test_nothing_is_collected_while_the_clock_runs() -> None:
-    seen = []
-    CpuStopwatch()(lambda: seen.append(gc.isenabled()), 3, waits=False)
-    assert seen == [False] * 3
+    with measure.collector_off():
+        assert not gc.isenabled()
     assert gc.isenabled()
+
+
+class Log:
+    """Notes what is done, on a clock where reading memory takes 1,000 ns and anything else 10 ns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        self.now = 0
+        monkeypatch.setattr(stopwatches.time, "perf_counter_ns", self.read_clock)
+
+    def read_clock(self) -> int:
+        self.now += 10
+        return self.now
+
+    def evict(self) -> None:
+        self.done.append("evict")
+        self.now += 1000
+
+    def call(self) -> None:
+        self.done.append("call")
+        self.now += 500
+
+    def touch(self) -> None:
+        self.done.append("touch")
+
+
+def test_a_short_call_is_timed_with_cold_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    stopwatch = CpuStopwatch(log.evict)
+    log.done.clear()
+    call = Call(log.call, (SimpleNamespace(sum=log.touch),))
+    assert stopwatch.read(task("short", 0), call, 1e3) == Reading(500, 0)
+    assert log.done == ["touch", "evict", "call"]
+
+
+def test_a_long_call_is_timed_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    stopwatch = CpuStopwatch(log.evict)
+    log.done.clear()
+    call = Call(log.call, (SimpleNamespace(sum=log.touch),))
+    assert stopwatch.read(task("long", 0), call, 3e6) == stopwatch.once(task("long", 0), call) == Reading(500, 0)
+    assert log.done == ["call", "call"]
+
+
+def test_a_ceiling_is_timed_in_a_tight_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    stopwatch = CpuStopwatch(log.evict)
+    log.done.clear()
+    reading = stopwatch.read(task("ceiling", 0, ceiling=True), Call(log.call), 100_000)
+    assert log.done == ["call"] * (1 + 5)
+    assert reading.device_ns == pytest.approx(500, abs=10)
+
+
+def test_what_is_evicted_by_differs_and_exceeds_the_second_cache(monkeypatch: pytest.MonkeyPatch, buffer) -> None:
+    monkeypatch.setattr(operands, "_caches", lambda: {1: 1 << 14, 2: 1 << 20})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(operands.F, "linear", lambda _, weight: seen.append(weight))
+    evict = Eviction(buffer, torch.bfloat16)
+    evict()
+    evict()
+    assert [weight.nbytes for weight in seen] == [4 << 20] * 2
+    assert seen[1].data_ptr() >= seen[0].data_ptr() + (4 << 20)
+
+
+def test_caches_are_read_from_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(operands, "_CACHES_OF_A_CPU", tmp_path)
+    unknown = last_level_cache_bytes(CPU)
+    for number, (level, size) in enumerate([(1, "48K"), (2, "1024K"), (3, "999424K")]):
+        entry = tmp_path / f"index{number}"
+        entry.mkdir()
+        (entry / "level").write_text(f"{level}\n")
+        (entry / "size").write_text(f"{size}\n")
+    assert last_level_cache_bytes(CPU) == 999_424 << 10 > unknown > 0
+
+
+def test_inputs_are_told_and_cold_operands_are_not(buffer) -> None:
+    sizes = {"rows": 4, "in_features": 256, "out_features": 512, "dtype": "bfloat16"}
+    plain, biased = (call_of("linear", sizes | {"bias": bias}, buffer).inputs for bias in (False, True))
+    assert [tensor.numel() for tensor in plain] == [4 * 256]
+    assert [tensor.numel() for tensor in biased] == [4 * 256, 512]
+    assert [tensor.dtype for tensor in call_of("sort", {"elements": 6}, buffer).inputs] == [torch.int64]
 
 
 class FakeCuda:
@@ -274,14 +387,23 @@ class FakeCuda:
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_gpu_is_held_back_while_the_host_launches(monkeypatch: pytest.MonkeyPatch, waits) -> None:
     fake = FakeCuda()
-    monkeypatch.setattr(measure.torch, "cuda", fake)
-    reading = CudaStopwatch(torch.device("cuda", 0))(lambda: fake.log.append("call"), 4, waits=waits)
+    monkeypatch.setattr(stopwatches.torch, "cuda", fake)
+    stopwatch, call = CudaStopwatch(torch.device("cuda", 0)), Call(lambda: fake.log.append("call"))
+    reading = stopwatch.read(task("a", 0, waits=waits), call, 125_000)
     hold = [] if waits else ["hold"]
-    assert fake.log == ["synchronize", *hold, "event", *["call"] * 4, "event", "synchronize"]
+    assert fake.log == ["call", "synchronize", *hold, "event", *["call"] * 4, "event", "synchronize"]
     assert reading.device_ns == pytest.approx(3000)
     assert reading.host_ns > 0
     # The host may take as long for every call at a clock of 2 GHz.
     assert waits or fake.held == 4 * 200_000 * 2
+
+
+def test_blocks_on_a_gpu_fit_into_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    monkeypatch.setattr(stopwatches.torch, "cuda", fake)
+    call = Call(lambda: fake.log.append("call"))
+    CudaStopwatch(torch.device("cuda", 0)).read(task("a", 0), call, 1.0)
+    assert Counter(fake.log)["call"] == 1 + 16
 
 
 def timing(device_ns: float, host_ns: float) -> Timing:
@@ -290,13 +412,43 @@ def timing(device_ns: float, host_ns: float) -> Timing:
 
 @pytest.mark.parametrize(("kind", "launch"), [("cpu", 0.0), ("cuda", 20_000 - 5_000 - 6_000 - 2_000)])
 def test_host_costs(kind, launch) -> None:
-    on_host = {"modules": 60_000.0, "functions": 10_000.0, "views": 3_000.0, "turns": 640.0, "read_back": 9_000.0}
+    on_host = {"module": 1_200.0, "function": 200.0, "view": 3_200.0, "turns": 640.0, "read_back": 9_000.0}
     on_host |= {"wait": 6_000.0, "launch_and_wait": 20_000.0, "shortest": 5_000.0}
     timings = {name: timing(ns, 0.0) if kind == "cpu" else timing(1.0, ns) for name, ns in on_host.items()}
     timings["shortest"] = timing(2_000.0, 5_000.0)
-    found = host_costs(timings, kind)
-    assert (found.module_call_ns, found.dispatch_ns, found.loop_turn_ns) == (1_000, 1_000, 10)
+    found = host_costs(timings, {}, kind)
+    assert (found.module_call_ns, found.dispatch_ns, found.loop_turn_ns) == (1_000, 3_000, 10)
     assert (found.launch_ns, found.kernel_floor_ns, found.synchronise_ns) == (launch, 2_000, 9_000)
+    assert (found.fresh_byte_ns, found.fresh_from_bytes) == (0.0, 1 << 62)
+
+
+def fills(extra: dict[int, float]) -> dict[tuple[str, int], Timing]:
+    """Fills where a kept byte takes 0.1 ns, by how much more a new one takes."""
+    return {
+        (kind, size): timing(size * (0.1 + more * (kind == "fresh")), 0.0)
+        for size, more in extra.items()
+        for kind in ("fresh", "kept")
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "found"),
+    [
+        ((0.0, 0.0, 0.5, 0.6, 0.8), {"fresh_byte_ns": 0.7, "fresh_from_bytes": 4}),
+        # One that is slow by accident is no threshold.
+        ((0.9, 0.0, 0.1, 0.7, 0.7), {"fresh_byte_ns": 0.7, "fresh_from_bytes": 8}),
+        ((0.0, 0.1, 0.0, -0.1, -0.1), {}),
+    ],
+)
+def test_memory_is_new_from_where_it_stays_slow(extra, found) -> None:
+    timings = fills(dict(zip((1, 2, 4, 8, 16), extra, strict=True)))
+    assert fresh_memory(timings) == pytest.approx(found)
+
+
+def test_a_gpu_keeps_its_memory_for_reuse() -> None:
+    assert fill_tasks(torch.device("cuda", 0), 1 << 30) == {}
+    sizes = {size for _, size in fill_tasks(CPU, 1 << 22)}
+    assert sizes == {1 << 20, 1 << 21, 1 << 22}
 
 
 def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +460,7 @@ def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
         ["bfloat16"],
         name="here",
         points=points,
-        limits=Limits(5, 60, 0.01, rounds=3),
+        limits=Limits(5, 60, 0.01, 0.01, rounds=3),
         progress=lambda *p: phases.append(p),
     )
     assert (found.device, found.kind) == ("here", "cpu")
@@ -328,6 +480,6 @@ def test_a_noisy_calibration_says_so(monkeypatch: pytest.MonkeyPatch, spread, dr
     monkeypatch.setattr("stage_runners.calibration.session._OPERAND_BYTES", 1 << 26)
     monkeypatch.setattr(Timing, "spread", spread)
     monkeypatch.setattr(Timing, "drift", drift)
-    found = calibrate(CPU, [], name="here", points=[], limits=Limits(5, 60, 0.01, rounds=3), progress=silent)
+    found = calibrate(CPU, [], name="here", points=[], limits=Limits(5, 60, 0.01, 0.01, rounds=3), progress=silent)
     assert found.state["noisy"] is noisy
     assert any(note.startswith("noisy: the median spread is 20%") for note in found.notes) == (spread > 0.15)

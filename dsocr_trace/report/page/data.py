@@ -127,7 +127,8 @@ def kind_rows(modules: pd.DataFrame) -> pd.DataFrame:
     rows = rows.merge(main[[*_KIND, "bound"]], on=_KIND, how="left")
     seconds = rows["scaled_self_ns"].where(rows["scaled_self_ns"] > 0) / 1e9
     rows = rows.assign(
-        excess_ns=(rows["scaled_self_ns"] - rows["predicted_self_ns"]).clip(lower=0),
+        # Where nothing is predicted the column holds nothing at all, and has no number's type by itself.
+        excess_ns=(rows["scaled_self_ns"] - rows["predicted_self_ns"]).astype("float64").clip(lower=0),
         intensity=rows["flops"] / rows["bytes"].where(rows["bytes"] > 0),
         achieved_flops_per_s=rows["flops"] / seconds,
         achieved_bytes_per_s=rows["bytes"] / seconds,

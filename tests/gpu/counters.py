@@ -1,0 +1,44 @@
+"""Measure the heaviest kernels of a finished run under Nsight Compute, as Stage 2 does, but without Nsight Systems.
+
+The report can be joined with the run: ``dsocr-trace attribute REPORT --run RUN``.
+"""
+
+# ruff: noqa: T201  what it prints is the result
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+import dsocr_trace
+from dsocr_trace.captured import write_job
+from dsocr_trace.pipeline import RunOptions
+from hooks.nsight import require_tool
+from stage_runners.counters import CounterOptions, measure, ncu_command, top_kernels
+
+
+def main() -> int:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="run directory, of the built-in model on a synthetic page")
+    parser.add_argument("report", type=Path, help="the .ncu-rep to write")
+    given = parser.parse_args()
+    manifest, limits, ncu = dsocr_trace.load(given.run).manifest, CounterOptions(), require_tool("ncu")
+    names = top_kernels(pq.read_table(given.run / "kernels.parquet"), limits.kernels)
+    options = RunOptions(manifest["workload"]["id"], manifest["device"]["device"], max_new_tokens=2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_job(folder, options, [2])
+        target = [sys.executable, "-m", "dsocr_trace.captured", str(folder)]
+        command = ncu_command(ncu, given.report, target, names, limits.launches)
+        # The clocks stay as they are: the machine may be lent.
+        measure(ncu, [command[0], "--clock-control=none", *command[1:]], given.report)
+    print(f"Nsight Compute {ncu.version} measured launches of {len(names)} kernels")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
