@@ -63,6 +63,8 @@ class Traffic:
     def __add__(self, other: Traffic) -> Traffic:
         if not other.by_dtype:
             return self
+        if not self.by_dtype:
+            return other
         merged = dict(self.by_dtype)
         for name, size in other.by_dtype.items():
             merged[name] = merged[name] + size if name in merged else size
@@ -190,7 +192,8 @@ ZERO: Final = Cost()
 
 def total(costs: Iterable[Cost]) -> Cost:
     """Sum of costs."""
-    return sum(costs, start=ZERO)
+    rest = iter(costs)
+    return sum(rest, start=next(rest, ZERO))
 
 
 def _over(size: Size, forwards: int) -> int:

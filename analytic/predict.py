@@ -6,8 +6,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+import numpy as np
 
-from analytic.cost import ZERO, Cost, total
+from analytic.cost import COST_COLUMNS, Cost, total
 from analytic.errors import DsocrTraceError
 from analytic.model import STAGES, Operation, Stage, Work, operations
 from analytic.roofline import Bound, device_time
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from analytic.routing import Counts, Plan, Routing
     from analytic.workload import Workload
 
-Summand = TypeVar("Summand", int, Cost)
+Summand = TypeVar("Summand", int, Cost, "Counts")
 
 
 @attrs.frozen
@@ -262,11 +263,12 @@ def _columns(members: list[PredictedOperation], hardware: Hardware) -> dict[str,
 
 def _check_conserved(prediction: Prediction) -> None:
     """Check that the modules' own costs, summed up the tree, give everything that was evaluated."""
-    own: dict[str, Cost] = defaultdict(Cost)
-    for predicted in prediction.operations:
-        operation = predicted.operation
-        own[operation.module_path] = own[operation.module_path] + operation.cost
-    everything = total(predicted.operation.cost for predicted in prediction.operations)
-    root = subtree_totals(prediction.work.tree, own, ZERO)[""]
-    if root != everything:
-        raise DsocrTraceError(f"the module tree sums up to {root}, its operators to {everything}")
+    nothing = np.zeros(len(COST_COLUMNS), dtype=np.int64)
+    numbers = [np.array(list(done.operation.cost.columns().values()), dtype=np.int64) for done in prediction.operations]
+    own: dict[str, Counts] = {}
+    for predicted, columns in zip(prediction.operations, numbers, strict=True):
+        path = predicted.operation.module_path
+        own[path] = own.get(path, nothing) + columns
+    root, everything = subtree_totals(prediction.work.tree, own, nothing)[""], np.sum([nothing, *numbers], axis=0)
+    if not np.array_equal(root, everything):
+        raise DsocrTraceError(f"the module tree sums up to {root.tolist()}, its operators to {everything.tolist()}")

@@ -110,6 +110,11 @@ class Timing:
         return _median(reading.host_ns for reading in self._all)
 
     @property
+    def fastest_ns(self) -> float:
+        """Shortest time on the device."""
+        return min(reading.device_ns for reading in self._all)
+
+    @property
     def spread(self) -> float:
         """How far the rounds differ: the interquartile range of their medians over the median of these."""
         rounds = [_median(reading.device_ns for reading in readings) for readings in self.rounds]

@@ -273,6 +273,7 @@ def test_a_late_first_look_is_left_out() -> None:
 def test_statistics_of_a_timing() -> None:
     timing = Timing((tuple(Reading(ns, 2 * ns) for ns in (10.0, 20.0, 30.0)), tuple(Reading(40.0, 0.0) for _ in "ab")))
     assert (timing.device_ns, timing.host_ns, timing.repeats) == (30.0, 20.0, 5)
+    assert timing.fastest_ns == 10.0
     # The medians of the rounds are 20 and 40, their quartiles 25 and 35.
     assert timing.spread == pytest.approx((35 - 25) / 30)
     assert timing.drift == pytest.approx(40 / 20 - 1)
