@@ -96,6 +96,8 @@ def ncu_command(ncu: Tool, report: Path, target: Sequence[str], names: Sequence[
         f"--kernel-name=regex:^({patterns})$",
         f"--launch-count={launches}",
         "--kill=yes",
+        # The clocks stay as the run had them: its times are what the counters stand beside.
+        "--clock-control=none",
         f"--metrics={','.join(METRICS)}",
         "--force-overwrite",
         f"--export={report}",

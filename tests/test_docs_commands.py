@@ -34,6 +34,8 @@ NOT_RUN = {
     "calibrate": "takes minutes",
     "backtest": "takes minutes",
     "dsocr-trace verify all": "takes minutes",
+    "dsocr-trace verify vision": "takes minutes",
+    "list layers --model builtin": "takes minutes",
 }
 #: Commands whose answer is not the same twice.
 MEASURING = ("run", "attribute", "compare", "doctor", "report")
@@ -61,9 +63,8 @@ def blocks(page: Path) -> list[Block]:
                 found.append(Block(language, typed, shown))
         elif language == "python":
             found.append(Block(language, body, ""))
-        elif language == "text" and found and found[-1].language == "python":
-            if not text[previous_end : match.start()].strip():
-                found[-1] = attrs.evolve(found[-1], shown=body)
+        elif found and found[-1].language == "python" and not text[previous_end : match.start()].strip():
+            found[-1] = attrs.evolve(found[-1], shown=body)
         previous_end = match.end()
     return found
 
@@ -125,7 +126,7 @@ def run_command(block: Block) -> None:
     arguments = words(block.typed)
     if arguments is None:
         return
-    if any(word in block.typed for word in NOT_RUN):
+    if arguments == ["verify"] or any(word in block.typed for word in NOT_RUN):
         command = cli.commands[arguments[0]]
         command.make_context(arguments[0], arguments[1:])
         return

@@ -35,7 +35,8 @@ def unit(field: pa.Field) -> str:
 
 def meaning(field: pa.Field) -> str:
     """What the column holds, as its schema says; empty where it says nothing."""
-    return (field.metadata or {}).get(b"description", b"").decode()
+    found: bytes = (field.metadata or {}).get(b"description", b"")
+    return found.decode()
 
 
 def _rows(schema: pa.Schema) -> Iterator[str]:

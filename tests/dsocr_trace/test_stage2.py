@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,10 +173,3 @@ def test_for_all_stages_a_failure_is_a_line(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"stage2": {"failure": "why"}}))
     require_stage2(tmp_path, "all")
     assert capsys.readouterr().err == "dsocr-trace: no stage 2: why\n"
-
-
-@pytest.mark.parametrize("name", STAGE2_TABLES)
-def test_every_column_is_documented(name):
-    text = (Path(__file__).parents[2] / "docs" / "nsight.md").read_text(encoding="utf-8")
-    section = re.search(rf"### `{name}.parquet`\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)[1]
-    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == STAGE2_TABLES[name].names

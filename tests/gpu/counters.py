@@ -40,7 +40,7 @@ def main() -> int:
         command = ncu_command(ncu, given.report, target, names, limits.launches)
         # The clocks stay as they are: the machine may be lent.
         try:
-            measure(ncu, [command[0], "--clock-control=none", *command[1:]], given.report)
+            measure(ncu, command, given.report)
         except TraceError as error:
             print(f"FAIL counters: {error}")
             return 1
