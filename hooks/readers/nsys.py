@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -68,14 +69,16 @@ def read_nsys(path: Path) -> Recording:
     TraceError
         If the file is no such export, is damaged, or lacks what attribution needs.
     """
-    with NsysFile(path) as file:
+    with NsysFile(path) as file, NsysFile(path) as again, ThreadPoolExecutor(max_workers=1) as beside:
         version = file.export_fact("EXPORT_PRODUCT_VERSION")
         if version is None and not {"NVTX_EVENTS", "StringIds"} & file.tables.keys():
             raise TraceError(f"{path} is an SQLite file, but no export of Nsight Systems")
         schema = file.export_fact("EXPORT_SCHEMA_VERSION")
         processes = _Processes(path)
+        # SQLite and Arrow let go of the interpreter's lock, and these take about the same time.
+        reading = beside.submit(_ranges, again, processes)
         events, untimed = _events(file, processes)
-        ranges, placeless = _ranges(file, processes)
+        ranges, placeless = reading.result()
         nodes = _graph_nodes(file, processes)
     return Recording(
         tool="nsys",
