@@ -176,10 +176,21 @@ def find_module(tree: Sequence[ModuleNode], module_path: str) -> ModuleNode:
 
 def operator_lines(operation: Operation) -> Iterator[OperatorLine]:
     """Calls of the operators that an operation runs, those of equal sizes together."""
+    lines: dict[tuple[Any, ...], OperatorLine] = {}
     for runs, steps in operation.runs:
         for call in steps.calls:
             cost = (call.operator(*call.args, **call.kwargs).cost * call.times).over(runs)
-            yield OperatorLine(operation.name, call.operator, call.arguments, runs * call.times, cost)
+            line = OperatorLine(operation.name, call.operator, call.arguments, runs * call.times, cost)
+            key = (call.operator, *map(_hashable, call.arguments.values()))
+            if key in lines:
+                known = lines[key]
+                line = attrs.evolve(known, calls=known.calls + line.calls, cost=known.cost + line.cost)
+            lines[key] = line
+    yield from lines.values()
+
+
+def _hashable(value: Any) -> Any:
+    return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 def summarised(value: Any) -> str:
