@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from analytic.errors import DsocrTraceError
+from dsocr_trace.interrupt import noticed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,8 @@ def reported(*, debug: bool) -> Iterator[None]:
     from hooks.errors import TraceError  # noqa: PLC0415
 
     try:
-        yield
+        with noticed():
+            yield
     except (DsocrTraceError, TraceError) as error:
         if debug:
             traceback.print_exc()

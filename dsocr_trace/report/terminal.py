@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dsocr_trace.interrupt import check
 from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.rows import stage_rows, top_modules
 from dsocr_trace.report.units import duration, percent, quantity
@@ -56,7 +57,8 @@ class ProgressDisplay:
         self._bars.stop()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """Show that `done` of `total` steps of `phase` are done."""
+        """Show that `done` of `total` steps of `phase` are done. An interrupt that was dropped is raised here."""
+        check()
         if phase != self._phase:
             if not self._console.is_terminal:
                 self._console.print(f"{phase} ...", style=None, highlight=False)

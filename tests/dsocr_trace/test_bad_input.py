@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dsocr_trace.interrupt import noticed
+from dsocr_trace.report.terminal import ProgressDisplay
 from stage_runners import devices
 from stage_runners.loading import load_model
 
@@ -231,6 +234,18 @@ def test_an_interrupt_in_the_middle(tmp_path):
     assert out == ""
     assert err.strip() == "dsocr-trace: interrupted; nothing was written"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_python_drops():
+    """It drops those that are raised in a finaliser."""
+    with noticed(), ProgressDisplay(quiet=True) as progress:
+        progress("decode", 1, 3)
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            progress("decode", 2, 3)
+    with ProgressDisplay(quiet=True) as progress:
+        progress("decode", 1, 3)
 
 
 def test_debug_shows_the_traceback(tmp_path):
