@@ -1,7 +1,7 @@
 """An interrupt that is not lost.
 
-Python drops a `KeyboardInterrupt` that happens to be raised in a finaliser or a weak reference's callback, and a long run
-would go on. So it is also written down, and raised again at the next step.
+Python drops a `KeyboardInterrupt` that happens to be raised in a finaliser or a weak reference's callback, and a long
+run would go on. So it is also written down, and raised again at the next step.
 """
 
 from __future__ import annotations
