@@ -38,7 +38,6 @@ def main() -> int:
         write_job(folder, options, [2])
         target = [sys.executable, "-m", "dsocr_trace.captured", str(folder)]
         command = ncu_command(ncu, given.report, target, names, limits.launches)
-        # The clocks stay as they are: the machine may be lent.
         try:
             measure(ncu, command, given.report)
         except TraceError as error:
