@@ -21,7 +21,7 @@ run: $(READY) ## trace the standard workload on the best device present, print t
 	$(BIN)/dsocr-trace run --workload $(WORKLOAD)
 
 test: lint ## lint, then every test; those of Nsight Systems run where it is here or can be had
-	$(BIN)/python -m dsocr_trace.install_nsys --optional
+	$(BIN)/python -m dsocr_trace.machine.install_nsys --optional
 	$(BIN)/pytest
 
 lint: $(READY) ## ruff, mypy and the import contracts
@@ -37,7 +37,7 @@ bench: $(READY) ## every benchmark
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 nsys: $(READY) ## Debian's Nsight Systems, into .nsight/, unless there is one; needs no root
-	$(BIN)/python -m dsocr_trace.install_nsys
+	$(BIN)/python -m dsocr_trace.machine.install_nsys
 
 clean: ## remove caches and built files; .venv, .nsight and results/ stay
 	rm -rf site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -101,12 +101,15 @@ class Work:
         Forward calls by stage and module path. Modules that are never called are absent.
     routing
         Tokens per expert that was assumed.
+    kv_lengths
+        Cached positions after each decode forward.
     """
 
     tree: tuple[ModuleNode, ...]
     operations: tuple[Operation, ...]
     calls: dict[tuple[Stage, str], int]
     routing: Routing
+    kv_lengths: Counts
 
 
 def checked_policy(policy: Policy) -> Policy:
@@ -170,6 +173,7 @@ def operations(
         operations=tuple(operation for stage, tape in tapes.items() for operation in _read(stage, tape)),
         calls={(stage, path): calls for stage, tape in tapes.items() for path, calls in tape.calls.items()},
         routing=routing,
+        kv_lengths=lengths,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from analytic.cost import COST_COLUMNS, Cost, total
 from analytic.errors import DsocrTraceError
 from analytic.model import STAGES, Operation, Stage, Work, operations
-from analytic.roofline import Bound, device_time
+from analytic.roofline import device_time
+from analytic.timing.workload import SAMPLING, time_workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,18 +22,63 @@ if TYPE_CHECKING:
     from analytic.layers.base import Policy
     from analytic.model import Model
     from analytic.routing import Counts, Plan, Routing
+    from analytic.timing.calibration import Calibration
+    from analytic.timing.clocks import Cause, Spent
     from analytic.workload import Workload
 
 Summand = TypeVar("Summand", int, Cost, "Counts")
 
 
+@attrs.frozen(kw_only=True)
+class Times:
+    """What something takes, in ns.
+
+    Attributes
+    ----------
+    predicted_ns
+        By how much it moves the end of everything: what it takes on the clock.
+    predicted_device_ns, predicted_host_ns
+        Busy time of the device and of the host.
+    datasheet_ns
+        Roofline with the peaks of the device's entry.
+    roof_ns
+        The same with the ceilings that the time model takes, and the launch floor.
+    floor_ns
+        The launch floor: the shortest time that anything takes, for each launch.
+    extrapolated_ns
+        How much of the device's time lies beyond the calibrated sizes.
+    """
+
+    predicted_ns: int = 0
+    predicted_device_ns: int = 0
+    predicted_host_ns: int = 0
+    datasheet_ns: int = 0
+    roof_ns: int = 0
+    floor_ns: int = 0
+    extrapolated_ns: int = 0
+
+
+TIME_COLUMNS: Final = tuple(field.name for field in attrs.fields(Times))
+
+
 @attrs.frozen
-class PredictedOperation:
-    """One operator of one module in one stage, with its time on the device."""
+class TimedPart:
+    """Something that a module does, with its time and by what it waits for on the clock."""
+
+    times: Times
+    by_cause: Mapping[Cause, float] = attrs.field(repr=False)
+
+    @property
+    def bound(self) -> Cause | None:
+        """What most of its time waits for; None where it takes none."""
+        return max(self.by_cause, key=self.by_cause.__getitem__, default=None)
+
+
+@attrs.frozen
+class PredictedOperation(TimedPart):
+    """One operator of one module in one stage."""
 
     operation: Operation
-    predicted_device_ns: int
-    bound: Bound
 
 
 @attrs.frozen
@@ -41,33 +87,43 @@ class Prediction:
 
     Attributes
     ----------
-    hardware
-        Device that the times are for.
+    device
+        What the times are for.
     work
         Module tree, calls and routing.
     operations
         All operators with their times; `work.operations` without them.
+    module_calls
+        Times of the calls themselves, by stage and module.
+    sampling
+        Times of the choice of a token, outside every module, by stage.
     """
 
-    hardware: Hardware
+    device: Calibration
     work: Work
     operations: tuple[PredictedOperation, ...]
+    module_calls: Mapping[tuple[Stage, str], TimedPart]
+    sampling: Mapping[Stage, TimedPart]
+
+    @property
+    def hardware(self) -> Hardware:
+        """Entry of the device."""
+        return self.device.hardware
 
 
 @attrs.frozen(kw_only=True)
-class CostRow:
+class CostRow(Times):
     """Cost and time, in the columns of the prediction tables.
 
     Attributes
     ----------
     activation_peak_bytes
         Output of the largest single run of an operator.
-    predicted_host_ns
-        None: only the device's time is modelled.
     bound
-        What most of the time is bound by; None where nothing runs.
+        What most of the time waits for; None where nothing runs.
     source
-        Where the ceilings are from.
+        ``calibrated``, or ``extrapolated`` where more than half of the device's time is; without a calibration, where
+        the device's entry has its figures from.
     """
 
     stage: Stage
@@ -80,10 +136,7 @@ class CostRow:
     activation_bytes: int
     activation_peak_bytes: int
     kv_cache_bytes: int
-    predicted_device_ns: int
-    predicted_host_ns: int | None = None
-    predicted_ns: int
-    bound: Bound | None
+    bound: Cause | None
     source: str
 
 
@@ -95,11 +148,27 @@ class ModuleRow(CostRow):
 
 
 @attrs.frozen(kw_only=True)
+class StageRow(CostRow):
+    """What all modules run in one stage, and how long it takes with what is outside of them.
+
+    Attributes
+    ----------
+    predicted_wall_ns, predicted_busy_ns
+        From beginning to end, the choice of tokens included, and of that the device's work.
+    """
+
+    predicted_wall_ns: int
+    predicted_busy_ns: int
+
+
+@attrs.frozen(kw_only=True)
 class CategoryRow:
     """What one module runs in operators of one category, in one stage.
 
     Attributes
     ----------
+    predicted_ns
+        Busy time of the device.
     flops
         Tensor and vector FLOPs.
     bytes
@@ -121,13 +190,13 @@ def predict(
     model: Model,
     workload: Workload,
     *,
-    hardware: Hardware,
+    device: Calibration,
     policy: Policy,
     routing: Routing | Plan = "balanced",
     new_tokens: int | None = None,
     kv_lengths: Sequence[int] | Counts | None = None,
 ) -> Prediction:
-    """Predict cost and device time of a workload.
+    """Predict cost and time of a workload.
 
     Parameters
     ----------
@@ -135,8 +204,8 @@ def predict(
         Which model.
     workload
         Page, prompt and number of new tokens.
-    hardware
-        Device to predict for.
+    device
+        Device to predict for: measured, or `analytic.timing.datasheet.from_datasheet`.
     policy
         How the model runs, and what is counted.
     routing
@@ -154,14 +223,36 @@ def predict(
     if new_tokens is not None:
         workload = attrs.evolve(workload, max_new_tokens=new_tokens)
     work = operations(model, workload, policy=policy, routing=routing, kv_lengths=kv_lengths)
+    timed = time_workload(model, workload, work, device, policy=policy)
     predicted = []
     for operation in work.operations:
+        spent = timed[operation.stage].places[operation.module_path, operation.name]
         runs = ((calls, steps.cost) for calls, steps in operation.runs)
-        nanoseconds, bound = device_time(runs, hardware, operation.compute_dtype)
-        predicted.append(PredictedOperation(operation, nanoseconds, bound))
-    prediction = Prediction(hardware, work, tuple(predicted))
+        datasheet_ns = device_time(runs, device.hardware, operation.compute_dtype)
+        predicted.append(PredictedOperation(_times(spent, datasheet_ns), spent.by_cause, operation))
+    calls = {(stage, path): timed[stage].places[path, ""] for stage, path in work.calls}
+    sampling = {stage: done.modules[SAMPLING] for stage, done in timed.items() if SAMPLING in done.modules}
+    prediction = Prediction(
+        device=device,
+        work=work,
+        operations=tuple(predicted),
+        module_calls={key: TimedPart(_times(spent), spent.by_cause) for key, spent in calls.items()},
+        sampling={stage: TimedPart(_times(spent), spent.by_cause) for stage, spent in sampling.items()},
+    )
     _check_conserved(prediction)
     return prediction
+
+
+def _times(spent: Spent, datasheet_ns: int = 0) -> Times:
+    return Times(
+        predicted_ns=round(spent.wall_ns),
+        predicted_device_ns=round(spent.device_ns),
+        predicted_host_ns=round(spent.host_ns),
+        datasheet_ns=datasheet_ns,
+        roof_ns=round(spent.roof_ns),
+        floor_ns=round(spent.floor_ns),
+        extrapolated_ns=round(spent.extrapolated_ns),
+    )
 
 
 def subtree_totals(tree: tuple[ModuleNode, ...], own: Mapping[str, Summand], zero: Summand) -> dict[str, Summand]:
@@ -191,19 +282,33 @@ def module_rows(prediction: Prediction) -> list[ModuleRow]:
     calls = prediction.work.calls
     keys = [(stage, node.module_path) for stage in STAGES for node in prediction.work.tree]
     return [
-        ModuleRow(module_path=key[1], stage=key[0], calls=calls[key], **_columns(own[key], prediction.hardware))
+        ModuleRow(
+            module_path=key[1],
+            stage=key[0],
+            calls=calls[key],
+            **_columns(own[key], [prediction.module_calls[key]], prediction.device),
+        )
         for key in keys
         if key in calls
     ]
 
 
-def stage_rows(prediction: Prediction) -> list[CostRow]:
+def stage_rows(prediction: Prediction) -> list[StageRow]:
     """One row per stage with everything that runs in it; `calls` counts the calls of all modules."""
     rows = []
     for stage in STAGES:
         inside = [predicted for predicted in prediction.operations if predicted.operation.stage == stage]
-        calls = sum(count for (where, _), count in prediction.work.calls.items() if where == stage)
-        rows.append(CostRow(stage=stage, calls=calls, **_columns(inside, prediction.hardware)))
+        called = [part for (where, _), part in prediction.module_calls.items() if where == stage]
+        outside = [prediction.sampling[stage]] if stage in prediction.sampling else []
+        rows.append(
+            StageRow(
+                stage=stage,
+                calls=sum(count for (where, _), count in prediction.work.calls.items() if where == stage),
+                predicted_wall_ns=sum(part.times.predicted_ns for part in (*inside, *called, *outside)),
+                predicted_busy_ns=sum(part.times.predicted_device_ns for part in (*inside, *called, *outside)),
+                **_columns(inside, called, prediction.device),
+            )
+        )
     return rows
 
 
@@ -226,7 +331,7 @@ def category_rows(prediction: Prediction) -> list[CategoryRow]:
                 stage=stage,
                 module_path=path,
                 operator_category=category,
-                predicted_ns=sum(member.predicted_device_ns for member in members),
+                predicted_ns=sum(member.times.predicted_device_ns for member in members),
                 flops=_flops(cost),
                 bytes=cost.bytes_total,
                 share_of_module_flops=_flops(cost) / whole if whole else None,
@@ -245,18 +350,22 @@ def _flops(cost: Cost) -> int:
     return flops
 
 
-def _columns(members: list[PredictedOperation], hardware: Hardware) -> dict[str, Any]:
+def _columns(
+    members: Sequence[PredictedOperation], called: Sequence[TimedPart], device: Calibration
+) -> dict[str, Any]:
     cost = total(member.operation.cost for member in members)
-    nanoseconds = {"compute": 0, "memory": 0}
-    for member in members:
-        nanoseconds[member.bound] += member.predicted_device_ns
-    device_ns = sum(nanoseconds.values())
+    by_cause: Counter[Cause] = Counter()
+    for part in (*members, *called):
+        by_cause.update(part.by_cause)
+    times = {
+        name: sum(getattr(part.times, name) for part in (*members, *called)) for name in TIME_COLUMNS
+    }
+    is_beyond = 2 * times["extrapolated_ns"] > times["predicted_device_ns"]
     return {
         **cost.columns(),
-        "predicted_device_ns": device_ns,
-        "predicted_ns": device_ns,
-        "bound": max(nanoseconds, key=nanoseconds.__getitem__) if _keeps_device_busy(cost) else None,
-        "source": hardware.provenance,
+        **times,
+        "bound": TimedPart(Times(), by_cause).bound,
+        "source": "extrapolated" if device.source == "calibrated" and is_beyond else device.source,
         "activation_peak_bytes": max((member.operation.activation_peak_bytes for member in members), default=0),
     }
 

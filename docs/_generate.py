@@ -21,7 +21,7 @@ from dsocr_trace.report.command_pages import command_reference
 from dsocr_trace.report.formulas import latex
 from dsocr_trace.report.reference import chapters
 from dsocr_trace.report.schema_pages import column_table
-from dsocr_trace.schemas import STAGE2_TABLES, TABLES
+from dsocr_trace.runs.schemas import STAGE2_TABLES, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,24 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from dsocr_trace.export import load_report, save_report
-    from dsocr_trace.forecast import Forecast, predict
-    from dsocr_trace.many import load_all
-    from dsocr_trace.store import Run, load
-    from dsocr_trace.sweeps import sweep
+    from dsocr_trace.exports.files import load_report, save_report
+    from dsocr_trace.forecasts.forecast import Forecast, predict
+    from dsocr_trace.runs.many import load_all
+    from dsocr_trace.runs.store import Run, load
+    from dsocr_trace.forecasts.sweep import sweep
     from hooks.tracer import Tracer as trace  # noqa: N813  reads as a verb in a with statement
 
 __all__ = ["Forecast", "Run", "load", "load_all", "load_report", "predict", "save_report", "sweep", "trace"]
 
 _HOME: Final = {
-    "Forecast": ("dsocr_trace.forecast", "Forecast"),
-    "predict": ("dsocr_trace.forecast", "predict"),
-    "Run": ("dsocr_trace.store", "Run"),
-    "load": ("dsocr_trace.store", "load"),
-    "load_all": ("dsocr_trace.many", "load_all"),
-    "load_report": ("dsocr_trace.export", "load_report"),
-    "save_report": ("dsocr_trace.export", "save_report"),
-    "sweep": ("dsocr_trace.sweeps", "sweep"),
+    "Forecast": ("dsocr_trace.forecasts.forecast", "Forecast"),
+    "predict": ("dsocr_trace.forecasts.forecast", "predict"),
+    "Run": ("dsocr_trace.runs.store", "Run"),
+    "load": ("dsocr_trace.runs.store", "load"),
+    "load_all": ("dsocr_trace.runs.many", "load_all"),
+    "load_report": ("dsocr_trace.exports.files", "load_report"),
+    "save_report": ("dsocr_trace.exports.files", "save_report"),
+    "sweep": ("dsocr_trace.forecasts.sweep", "sweep"),
     "trace": ("hooks.tracer", "Tracer"),
 }
 

@@ -14,7 +14,7 @@ from analytic.cost import MODEL_DTYPES, Cost, Size
 from analytic.model import STAGES
 from analytic.operators import OPERATORS, Operator
 from analytic.predict import module_rows
-from dsocr_trace.forecast import predict_words
+from dsocr_trace.forecasts.forecast import predict_words
 from dsocr_trace.report import operator_pages, reference
 from dsocr_trace.report.formulas import formulas, of_call, plain, quantities, values
 from dsocr_trace.report.reference import chapters

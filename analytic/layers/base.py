@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 import attrs
 
@@ -141,6 +141,27 @@ class Policy:
         return "triangle" if causal and self.attention_flops == "executed" else "rectangle"
 
 
+class Moment(NamedTuple):
+    """What happens next in a forward: the call of a module, or an operator that it runs.
+
+    Attributes
+    ----------
+    path
+        Module.
+    name
+        What the module calls the operator; empty for the call itself.
+    times
+        How often.
+    steps
+        What runs; None for the call itself.
+    """
+
+    path: str
+    name: str
+    times: Size
+    steps: Steps | None
+
+
 @attrs.frozen
 class Tape:
     """All calls and operators of one stage, in order of first appearance.
@@ -157,14 +178,14 @@ class Tape:
     operators
         Operators by module path and name.
     sequence
-        Everything in the order in which it happens: calls of modules, as None, and what they run.
+        Everything in the order in which it happens.
     """
 
     policy: Policy
     folded: bool = False
     calls: dict[str, Size] = attrs.field(factory=dict)
     operators: dict[tuple[str, str], OperatorRuns] = attrs.field(factory=dict)
-    sequence: list[tuple[str, Size, Steps | None]] = attrs.field(factory=list)
+    sequence: list[Moment] = attrs.field(factory=list)
 
     def at(self, path: str, forwards: Size) -> Scope:
         """Scope of the module at `path`, without counting a call of it."""
@@ -173,7 +194,7 @@ class Tape:
     def enter(self, forwards: Size) -> Scope:
         """Scope of the root, called in all `forwards`."""
         self.calls[""] = forwards
-        self.sequence.append(("", forwards, None))
+        self.sequence.append(Moment("", "", forwards, None))
         return self.at("", forwards)
 
 
@@ -195,7 +216,7 @@ class Scope:
         path = f"{self.path}.{name}" if self.path else name
         count = self.forwards if forwards is None else forwards
         self.tape.calls[path] = self.tape.calls.get(path, 0) + count
-        self.tape.sequence.append((path, count, None))
+        self.tape.sequence.append(Moment(path, "", count, None))
         return Scope(self.tape, path, count)
 
     def each(self, name: str, layers: LayerList[SomeLayer]) -> Iterator[tuple[Scope, int, SomeLayer]]:
@@ -214,4 +235,4 @@ class Scope:
         if key not in self.tape.operators:
             self.tape.operators[key] = OperatorRuns(category, (dtype or self.dtype).name)
         self.tape.operators[key].runs.append((self.forwards, steps))
-        self.tape.sequence.append((self.path, self.forwards, steps))
+        self.tape.sequence.append(Moment(self.path, name, self.forwards, steps))

@@ -1,4 +1,4 @@
-"""What was measured of a device: its operators at many sizes, and what its host takes around them."""
+"""What is known of a device's speed: its operators at many sizes, its ceilings, and what its host takes around them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping  # noqa: TC003  the classes are rebuilt from
 from typing import Any, Literal
 
 import attrs
+
+from analytic.hardware import Hardware  # noqa: TC001
 
 
 @attrs.frozen
@@ -49,6 +51,8 @@ class HostCosts:
         Calling a module: ``torch.nn.Module.__call__`` and a Python ``forward``.
     dispatch_ns
         One dispatched operator that starts no kernel, such as a view.
+    operator_ns
+        An operator of unknown host time, until it is launched; 0 on a CPU.
     loop_turn_ns
         One turn of a Python loop that finds nothing to do.
     launch_ns
@@ -65,6 +69,7 @@ class HostCosts:
 
     module_call_ns: float
     dispatch_ns: float
+    operator_ns: float
     loop_turn_ns: float
     launch_ns: float
     kernel_floor_ns: float
@@ -75,7 +80,7 @@ class HostCosts:
 
 @attrs.frozen
 class Calibration:
-    """Everything that was measured of a device.
+    """Everything that is known of a device's speed.
 
     Attributes
     ----------
@@ -83,6 +88,8 @@ class Calibration:
         Its name.
     kind
         cpu or cuda.
+    hardware
+        Its entry: what its datasheet says.
     samples
         Operators at many sizes.
     host
@@ -92,7 +99,9 @@ class Calibration:
     memory_bytes_per_s
         Bandwidth of a streaming copy, reading and writing, by the bytes that it moves.
     measured_at
-        When, in ISO 8601.
+        When, in ISO 8601; None where nothing was measured.
+    source
+        Whether it was measured, or where `hardware` has its figures from.
     state
         The machine during the measurement: versions, threads, clocks, load.
     notes
@@ -101,10 +110,12 @@ class Calibration:
 
     device: str
     kind: Literal["cpu", "cuda"]
+    hardware: Hardware
     samples: tuple[Sample, ...]
     host: HostCosts
     tensor_flops_per_s: Mapping[str, float]
     memory_bytes_per_s: Mapping[int, float]
-    measured_at: str
+    measured_at: str | None
+    source: Literal["calibrated", "datasheet", "estimated"] = "calibrated"
     state: Mapping[str, Any] = attrs.field(factory=dict)
     notes: tuple[str, ...] = ()

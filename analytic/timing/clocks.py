@@ -8,7 +8,7 @@ is its own device: there both clocks are one, and everything takes its turn.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
@@ -17,12 +17,14 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from analytic.cost import Size
-    from analytic.operators import OperatorCall, Steps
+    from analytic.layers.base import Moment
+    from analytic.operators import OperatorCall
     from analytic.timing.calibration import HostCosts
     from analytic.timing.curves import Curves
 
 Cause: TypeAlias = Literal["compute", "memory", "launch", "host"]
+#: Module, and what it calls the operator: empty for the call of the module itself.
+Place: TypeAlias = "tuple[str, str]"
 
 #: Operators that start no kernel, and the one that waits.
 _VIEW: Final = "view"
@@ -32,7 +34,7 @@ _READ_BACK: Final = "to_host"
 
 @attrs.define
 class Spent:
-    """What one module spends in its own forward, or everything together, in ns.
+    """What one operator of a module spends, or several together, in ns.
 
     Attributes
     ----------
@@ -41,17 +43,20 @@ class Spent:
     device_ns, host_ns
         Busy time of the device and of the host.
     roof_ns
-        What the calibrated ceilings would allow for its operators.
-    by_cause
-        Its wall time by what it waits for.
+        What the calibrated ceilings would allow.
+    floor_ns
+        Part of it: the shortest time that anything takes, for each launch.
     extrapolated_ns
         How much of the device's time lies beyond the calibrated sizes.
+    by_cause
+        The wall time by what it waits for.
     """
 
     wall_ns: float = 0.0
     device_ns: float = 0.0
     host_ns: float = 0.0
     roof_ns: float = 0.0
+    floor_ns: float = 0.0
     extrapolated_ns: float = 0.0
     by_cause: defaultdict[Cause, float] = attrs.field(factory=lambda: defaultdict(float))
 
@@ -61,9 +66,15 @@ class Spent:
         self.device_ns += other.device_ns * times
         self.host_ns += other.host_ns * times
         self.roof_ns += other.roof_ns * times
+        self.floor_ns += other.floor_ns * times
         self.extrapolated_ns += other.extrapolated_ns * times
         for cause, nanoseconds in other.by_cause.items():
             self.by_cause[cause] += nanoseconds * times
+
+    @property
+    def bound(self) -> Cause | None:
+        """What most of the wall time waits for, or, where it is all hidden, what keeps the device busy."""
+        return max(self.by_cause, key=self.by_cause.__getitem__, default=None)
 
 
 @attrs.frozen
@@ -76,13 +87,16 @@ class Timeline:
         From its first step to the end of both clocks.
     busy_ns
         How long the device works.
-    modules
-        What each module spends itself; their wall times add up to `wall_ns`.
+    places
+        What each operator of each module spends; their wall times add up to `wall_ns`.
+    calls
+        How often each module was called.
     """
 
     wall_ns: float
     busy_ns: float
-    modules: Mapping[str, Spent]
+    places: Mapping[Place, Spent]
+    calls: Mapping[str, int]
 
     @property
     def idle_ns(self) -> float:
@@ -90,26 +104,27 @@ class Timeline:
         return self.wall_ns - self.busy_ns
 
 
-def simulate(sequence: Iterable[tuple[str, Size, Steps | None]], curves: Curves, host: HostCosts) -> Timeline:
+def simulate(sequence: Iterable[Moment], curves: Curves, host: HostCosts) -> Timeline:
     """Run one forward.
 
     Parameters
     ----------
     sequence
-        Calls of modules (None) and operators, in their order (`analytic.layers.base.Tape.sequence`).
+        Calls of modules and operators, in their order (`analytic.layers.base.Tape.sequence`).
     curves
         Times of operators.
     host
         What the host spends around them.
     """
     clocks = _Clocks(curves, host)
-    for path, count, steps in sequence:
-        spent = clocks.modules[path]
-        for _ in range(int(count)):
-            if steps is None:
-                clocks.host_works(spent, host.module_call_ns)
-                continue
-            for call in steps.calls:
+    for moment in sequence:
+        spent, times = clocks.places[moment.path, moment.name], int(moment.times)
+        if moment.steps is None:
+            clocks.calls[moment.path] += times
+            clocks.host_works(spent, host.module_call_ns * times)
+            continue
+        for _ in range(times):
+            for call in moment.steps.calls:
                 for _ in range(int(np.asarray(call.times).item()) if call.operator.name not in {_VIEW, _LOOP} else 1):
                     clocks.run(spent, call)
     return clocks.timeline()
@@ -122,11 +137,12 @@ class _Clocks:
         self._curves, self._host = curves, host
         self._one_clock = host.launch_ns == 0
         self._host_at = self._device_at = self._busy = 0.0
-        self.modules: defaultdict[str, Spent] = defaultdict(Spent)
+        self.places: defaultdict[Place, Spent] = defaultdict(Spent)
+        self.calls: Counter[str] = Counter()
 
     def timeline(self) -> Timeline:
         """Everything that was run."""
-        return Timeline(max(self._host_at, self._device_at), self._busy, dict(self.modules))
+        return Timeline(max(self._host_at, self._device_at), self._busy, dict(self.places), dict(self.calls))
 
     def run(self, spent: Spent, call: OperatorCall) -> None:
         """One operator."""
@@ -153,6 +169,7 @@ class _Clocks:
         spent.device_ns += time.device_ns
         spent.host_ns += time.host_ns
         spent.roof_ns += time.roof_ns
+        spent.floor_ns += time.floor_ns
         spent.extrapolated_ns += time.device_ns * (time.source != "calibrated")
         self._busy += time.device_ns
         at_floor = time.roof_ns < 2 * self._host.kernel_floor_ns

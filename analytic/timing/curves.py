@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analytic.cost import DTYPES, FP32, Dtype
+from analytic.errors import InputError
 from analytic.operators import OPERATORS
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class OperatorTime:
         On the device, and on the host until it is launched.
     roof_ns
         What the calibrated ceilings would allow.
+    floor_ns
+        Part of it: the shortest time that anything takes.
     compute_bound
         Whether arithmetic is the longer part of the calibrated roof.
     source
@@ -66,6 +69,7 @@ class OperatorTime:
     device_ns: float
     host_ns: float
     roof_ns: float
+    floor_ns: float
     compute_bound: bool
     source: Source
 
@@ -100,22 +104,34 @@ class Curves:
             return _together([(self.time(part), _plain(part.times)) for part in call.parts.calls])
         cost = cost_of(call.operator.name, arguments)
         roof, compute_bound = self._roof(cost, arguments)
+        host = self._calibration.host
+        floor = host.kernel_floor_ns
         if curve is None:
-            return OperatorTime(roof, 0.0, roof, compute_bound, "roof")
+            return OperatorTime(roof, host.operator_ns, roof, floor, compute_bound, "roof")
         features = features_of(call.operator.name, arguments, cost)
         ratio, host_ns, inside = curve.at(features)
-        return OperatorTime(roof * ratio, host_ns, roof, compute_bound, "calibrated" if inside else "extrapolated")
+        source: Source = "calibrated" if inside else "extrapolated"
+        return OperatorTime(roof * ratio, host_ns, roof, floor, compute_bound, source)
 
     def _roof(self, cost: Cost, arguments: Mapping[str, Any]) -> tuple[float, bool]:
         compute = 0.0
         if cost.tensor_flops:
-            compute = float(cost.tensor_flops) / self._calibration.tensor_flops_per_s[compute_dtype(arguments)]
+            compute = float(cost.tensor_flops) / self._peak(compute_dtype(arguments))
         size = max(float(cost.bytes_total), 1.0)
         memory = size / 2 ** float(np.interp(np.log2(size), self._copied, self._bandwidth))
         longest = max(compute, memory) * _NS_PER_S
         host = self._calibration.host
         fresh = float(cost.activation_bytes) if cost.activation_bytes >= host.fresh_from_bytes else 0.0
         return host.kernel_floor_ns + longest + fresh * host.fresh_byte_ns, compute > memory
+
+    def _peak(self, dtype: str) -> float:
+        peaks = self._calibration.tensor_flops_per_s
+        if dtype not in peaks:
+            raise InputError(
+                f"{self._calibration.device} was not measured in {dtype}; choose one of {', '.join(peaks)} with --dtype, "
+                f"or calibrate it with dsocr-trace calibrate --dtype"
+            )
+        return peaks[dtype]
 
     def _curve(self, samples: Sequence[Sample]) -> _Curve:
         features, ratios, host = [], [], []
@@ -192,6 +208,7 @@ def _together(parts: Sequence[tuple[OperatorTime, float]]) -> OperatorTime:
         device_ns=sum(part.device_ns * times for part, times in parts),
         host_ns=sum(part.host_ns * times for part, times in parts),
         roof_ns=sum(part.roof_ns * times for part, times in parts),
+        floor_ns=sum(part.floor_ns * times for part, times in parts),
         compute_bound=longest.compute_bound,
         source=next(source for source in ("roof", "extrapolated", "calibrated") if source in sources),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from dsocr_trace.analytic_report import SCHEMA_VERSION, AnalyticModelReport
+from dsocr_trace.exports.analytic_report import SCHEMA_VERSION, AnalyticModelReport
 
 PATH = Path(__file__).with_name(f"analytic-model-report-v{SCHEMA_VERSION}.json")
 

@@ -10,7 +10,7 @@ import click
 from dsocr_trace.commands.common import debug_option, reported
 
 if TYPE_CHECKING:
-    from dsocr_trace.joined import Joined
+    from dsocr_trace.recordings.joined import Joined
 
 #: The file that marks a directory as written by this command.
 _SUMMARY: Final = "attribution.json"
@@ -40,10 +40,10 @@ def attribute(
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.joined import join  # noqa: PLC0415
-        from dsocr_trace.recordings import read_recording  # noqa: PLC0415
+        from dsocr_trace.recordings.joined import join  # noqa: PLC0415
+        from dsocr_trace.recordings.read import read_recording  # noqa: PLC0415
         from dsocr_trace.report.attribute import print_attribution  # noqa: PLC0415
-        from dsocr_trace.store import load  # noqa: PLC0415
+        from dsocr_trace.runs.store import load  # noqa: PLC0415
 
         if output is not None:
             _check_free(output, force=force)
@@ -76,8 +76,8 @@ def _write(joined: Joined, trace: Path, output: Path, *, force: bool) -> None:
     import json  # noqa: PLC0415
 
     from dsocr_trace.report.attribute import attribution_markdown  # noqa: PLC0415
-    from dsocr_trace.schemas import ATTRIBUTION, RECORDED_KERNELS  # noqa: PLC0415
-    from dsocr_trace.store import FolderWriter  # noqa: PLC0415
+    from dsocr_trace.runs.schemas import ATTRIBUTION, RECORDED_KERNELS  # noqa: PLC0415
+    from dsocr_trace.runs.store import FolderWriter  # noqa: PLC0415
 
     tables = {"kernels": joined.attribution.kernels, "attribution": joined.attribution.table}
     schemas = {"kernels": RECORDED_KERNELS, "attribution": ATTRIBUTION}

@@ -38,8 +38,8 @@ def backtest(*, as_json: bool, debug: bool, **options: Any) -> None:
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.backtest import BacktestOptions  # noqa: PLC0415
-        from dsocr_trace.backtest import backtest as run_backtest  # noqa: PLC0415
+        from dsocr_trace.backtests.backtest import BacktestOptions  # noqa: PLC0415
+        from dsocr_trace.backtests.backtest import backtest as run_backtest  # noqa: PLC0415
         from dsocr_trace.report.backtest import print_backtest, summary, write_backtest  # noqa: PLC0415
         from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
 

@@ -42,7 +42,7 @@ def calibrate(
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.calibrations import check_writable, left_out, save_calibration, summary  # noqa: PLC0415
+        from dsocr_trace.machine.calibrations import check_writable, left_out, save_calibration, summary  # noqa: PLC0415
         from dsocr_trace.report.calibration import print_calibration  # noqa: PLC0415
 
         if output is not None:
@@ -60,7 +60,7 @@ def _measure(device: str, dtypes: tuple[str, ...]) -> Calibration:
     import attrs  # noqa: PLC0415
 
     from analytic.cost import dtype_name  # noqa: PLC0415
-    from dsocr_trace.environment import device_properties, git_commit, versions  # noqa: PLC0415
+    from dsocr_trace.machine.environment import device_properties, git_commit, versions  # noqa: PLC0415
     from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
     from stage_runners.calibration import calibrate as measure  # noqa: PLC0415
     from stage_runners.devices import resolve_device  # noqa: PLC0415

@@ -69,10 +69,10 @@ def compare(
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.compare import compare as compared  # noqa: PLC0415
-        from dsocr_trace.export import check_free, write_file  # noqa: PLC0415
+        from dsocr_trace.comparison.compare import compare as compared  # noqa: PLC0415
+        from dsocr_trace.exports.files import check_free, write_file  # noqa: PLC0415
         from dsocr_trace.report.comparison import RENDERERS, comparison_json  # noqa: PLC0415
-        from dsocr_trace.store import load  # noqa: PLC0415
+        from dsocr_trace.runs.store import load  # noqa: PLC0415
 
         if output is not None:
             check_free(output, force=force)

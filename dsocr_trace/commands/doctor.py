@@ -31,7 +31,7 @@ def doctor(*, output: Path, probe: bool, as_json: bool, debug: bool) -> None:
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.doctor import examine, is_ready  # noqa: PLC0415
+        from dsocr_trace.machine.doctor import examine, is_ready  # noqa: PLC0415
         from dsocr_trace.report.examination import examination_json, print_examination  # noqa: PLC0415
 
         checks = examine(output, probe=probe)

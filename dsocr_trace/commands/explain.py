@@ -70,7 +70,7 @@ def _of_workload(
 ) -> Subject:
     from analytic.hardware import hardware_names  # noqa: PLC0415
     from analytic.model import STAGES  # noqa: PLC0415
-    from dsocr_trace.forecast import predict_words  # noqa: PLC0415
+    from dsocr_trace.forecasts.forecast import predict_words  # noqa: PLC0415
     from dsocr_trace.report.explanation import subject  # noqa: PLC0415
 
     if workload is None:
@@ -97,8 +97,8 @@ def _of_run(
 ) -> Subject:
     from analytic.model import STAGES  # noqa: PLC0415
     from dsocr_trace.report.explanation import subject  # noqa: PLC0415
-    from dsocr_trace.run_forecast import run_forecast  # noqa: PLC0415
-    from dsocr_trace.store import load  # noqa: PLC0415
+    from dsocr_trace.forecasts.of_run import run_forecast  # noqa: PLC0415
+    from dsocr_trace.runs.store import load  # noqa: PLC0415
 
     for option, given in (("--workload", workload), ("--variant", variant), ("--set", settings)):
         if given:

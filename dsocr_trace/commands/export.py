@@ -59,8 +59,8 @@ def export(
     """
     with reported(debug=debug):
         from analytic.errors import InputError  # noqa: PLC0415
-        from dsocr_trace.export import RUN_FORMATS, check_free, write_file  # noqa: PLC0415
-        from dsocr_trace.store import load  # noqa: PLC0415
+        from dsocr_trace.exports.files import RUN_FORMATS, check_free, write_file  # noqa: PLC0415
+        from dsocr_trace.runs.store import load  # noqa: PLC0415
 
         if run_format not in RUN_FORMATS:
             raise InputError(f"no format {run_format!r}; choose one of {', '.join(RUN_FORMATS)} with --format")

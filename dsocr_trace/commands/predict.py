@@ -10,7 +10,7 @@ import click
 from dsocr_trace.commands.common import debug_option, reported
 
 if TYPE_CHECKING:
-    from dsocr_trace.forecast import Forecast
+    from dsocr_trace.forecasts.forecast import Forecast
 
 
 @click.command()
@@ -58,7 +58,7 @@ def predict(
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.forecast import predict_words  # noqa: PLC0415
+        from dsocr_trace.forecasts.forecast import predict_words  # noqa: PLC0415
         from dsocr_trace.report.forecast import print_forecast  # noqa: PLC0415
 
         if export is not None:
@@ -73,15 +73,15 @@ def predict(
 
 
 def _check_export(path: Path, *, force: bool) -> None:
-    from dsocr_trace.export import check_free, format_of  # noqa: PLC0415
+    from dsocr_trace.exports.files import check_free, format_of  # noqa: PLC0415
 
     format_of(path)
     check_free(path, force=force)
 
 
 def _export(found: Forecast, path: Path, *, force: bool) -> None:
-    from dsocr_trace.export import save_report  # noqa: PLC0415
-    from dsocr_trace.report_builder import forecast_report  # noqa: PLC0415
+    from dsocr_trace.exports.files import save_report  # noqa: PLC0415
+    from dsocr_trace.exports.builder import forecast_report  # noqa: PLC0415
 
     save_report(forecast_report(found), path, force=force)
     click.echo(f"analytic report: {path}", err=True)

@@ -27,10 +27,10 @@ from dsocr_trace.commands.common import debug_option, reported
 def report(*, run: Path, report_format: str, output: Path | None, force: bool, debug: bool) -> None:
     """Write the report of a run anew, as `run` does when it ends."""
     with reported(debug=debug):
-        from dsocr_trace.export import check_free, write_file  # noqa: PLC0415
+        from dsocr_trace.exports.files import check_free, write_file  # noqa: PLC0415
         from dsocr_trace.report.html import report_html, stored_tables  # noqa: PLC0415
         from dsocr_trace.report.markdown import report_markdown  # noqa: PLC0415
-        from dsocr_trace.store import load  # noqa: PLC0415
+        from dsocr_trace.runs.store import load  # noqa: PLC0415
 
         finished = load(run)
         path = output or run / f"report.{report_format}"

@@ -128,8 +128,8 @@ def run(
 ) -> None:
     """Trace, profile and predict one workload, and write its run directory."""
     with reported(debug=debug):
-        from dsocr_trace.pipeline import RunOptions  # noqa: PLC0415
-        from dsocr_trace.pipeline import run as run_pipeline  # noqa: PLC0415
+        from dsocr_trace.runs.pipeline import RunOptions  # noqa: PLC0415
+        from dsocr_trace.runs.pipeline import run as run_pipeline  # noqa: PLC0415
         from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
         from hooks.nvtx_ranges import nvtx_attached  # noqa: PLC0415
 
@@ -145,7 +145,7 @@ def _print_run(path: Path, *, as_json: bool) -> None:
 
     from dsocr_trace.report.rows import summary  # noqa: PLC0415
     from dsocr_trace.report.terminal import print_summary  # noqa: PLC0415
-    from dsocr_trace.store import load  # noqa: PLC0415
+    from dsocr_trace.runs.store import load  # noqa: PLC0415
 
     finished = load(path)
     stage2 = finished.manifest["stage2"]
@@ -178,7 +178,7 @@ def require_stage2(path: Path, stage: str) -> None:
         If there is none, and it was asked for by its number.
     """
     from analytic.errors import DsocrTraceError  # noqa: PLC0415
-    from dsocr_trace.store import load  # noqa: PLC0415
+    from dsocr_trace.runs.store import load  # noqa: PLC0415
 
     failure = (load(path).manifest["stage2"] or {}).get("failure")
     if failure is None:

@@ -41,8 +41,8 @@ def verify(*, as_json: bool, debug: bool, **options: Any) -> None:
 
         from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
         from dsocr_trace.report.verification import print_verification, verification_json  # noqa: PLC0415
-        from dsocr_trace.verify import VerifyOptions  # noqa: PLC0415
-        from dsocr_trace.verify import verify as compare  # noqa: PLC0415
+        from dsocr_trace.verification.verify import VerifyOptions  # noqa: PLC0415
+        from dsocr_trace.verification.verify import verify as compare  # noqa: PLC0415
 
         with ProgressDisplay() as progress:
             found = compare(VerifyOptions(**options), progress)

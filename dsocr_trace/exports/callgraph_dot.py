@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from analytic.errors import InputError
-from dsocr_trace.analytic_report import MeasuredReport, walk
+from dsocr_trace.exports.analytic_report import MeasuredReport, walk
 from dsocr_trace.exports.tables import rows
-from dsocr_trace.folding import STAGES, ModuleRecord, SelfValues, fold
+from dsocr_trace.exports.folding import STAGES, ModuleRecord, SelfValues, fold
 from dsocr_trace.report.units import duration, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from dsocr_trace.analytic_report import ModuleReport
-    from dsocr_trace.store import Run
+    from dsocr_trace.exports.analytic_report import ModuleReport
+    from dsocr_trace.runs.store import Run
 
     Row = dict[str, Any]
 

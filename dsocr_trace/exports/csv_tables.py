@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from dsocr_trace.exports.tables import arrow_table
 
 if TYPE_CHECKING:
-    from dsocr_trace.store import Run
+    from dsocr_trace.runs.store import Run
 
 #: What stands for null, as an empty text is a value: the path of the root.
 NULL: Final = "NULL"
@@ -33,7 +33,7 @@ def csv_archive(run: Run) -> bytes:
     """
     import pandas as pd  # noqa: PLC0415  reports of predictions do without
 
-    from dsocr_trace.schemas import STAGE2_TABLES, TABLES  # noqa: PLC0415
+    from dsocr_trace.runs.schemas import STAGE2_TABLES, TABLES  # noqa: PLC0415
 
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

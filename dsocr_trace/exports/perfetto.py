@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dsocr_trace.store import Run
+    from dsocr_trace.runs.store import Run
 
     Row = dict[str, Any]
     Place = tuple[int, int]

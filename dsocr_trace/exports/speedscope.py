@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from analytic.errors import InputError
 from dsocr_trace.exports.tables import rows
-from dsocr_trace.folding import STAGES
+from dsocr_trace.exports.folding import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dsocr_trace.store import Run
+    from dsocr_trace.runs.store import Run
 
     Stack = tuple[str, ...]
 

@@ -9,7 +9,7 @@ from analytic.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dsocr_trace.store import Run
+    from dsocr_trace.runs.store import Run
 
 
 def arrow_table(run: Run, name: str) -> pa.Table:

@@ -15,8 +15,8 @@ from hooks.attribution import REASONS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dsocr_trace.joined import Joined
-    from dsocr_trace.reconciliation import Reconciliation
+    from dsocr_trace.recordings.joined import Joined
+    from dsocr_trace.recordings.reconciliation import Reconciliation
 
 _TOP: Final = 15
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import pandas as pd
 
-from dsocr_trace.backtest_errors import CLASSES, DRIFT, MEDIAN, SHARE, WITHIN, bars, calibration_shift, interval
-from dsocr_trace.backtest_predictions import ROUTED
-from dsocr_trace.backtest_trials import LEAST_WORKLOADS, TRIALS
+from dsocr_trace.backtests.errors import CLASSES, DRIFT, MEDIAN, SHARE, WITHIN, bars, calibration_shift, interval
+from dsocr_trace.backtests.predictions import ROUTED
+from dsocr_trace.backtests.trials import LEAST_WORKLOADS, TRIALS
 from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.units import duration, percent
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from dsocr_trace.backtest import Backtest
-    from dsocr_trace.store import FolderWriter
+    from dsocr_trace.backtests.backtest import Backtest
+    from dsocr_trace.runs.store import FolderWriter
 
 _ERROR_COLUMNS: Final = ("median", "p90", "worst", "time_weighted", "bias")
 _BAR_HEAD: Final = ("Bar", "Asked", "Reached", "Told routing", "")

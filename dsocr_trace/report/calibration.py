@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from analytic.timing.calibration import Calibration
-    from dsocr_trace.calibrations import LeftOut
+    from dsocr_trace.machine.calibrations import LeftOut
 
 #: Operators with the largest errors that are named.
 _WORST: Final = 5

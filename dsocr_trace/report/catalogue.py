@@ -14,7 +14,7 @@ from dsocr_trace.report.units import percent
 
 if TYPE_CHECKING:
     from analytic.model import Model
-    from dsocr_trace.live_layers import LiveModel
+    from dsocr_trace.verification.live_layers import LiveModel
 
 
 @attrs.frozen

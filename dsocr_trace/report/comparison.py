@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 from rich.console import Console
 
-from dsocr_trace.compare import FASTER, GONE, NEW, SLOWER, UNKNOWN
+from dsocr_trace.comparison.compare import FASTER, GONE, NEW, SLOWER, UNKNOWN
 from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.pieces import page, table
 from dsocr_trace.report.units import duration, quantity
@@ -21,8 +21,8 @@ from dsocr_trace.report.units import duration, quantity
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dsocr_trace.compare import Comparison
-    from dsocr_trace.store import Run
+    from dsocr_trace.comparison.compare import Comparison
+    from dsocr_trace.runs.store import Run
 
 _CLOCKS: Final = {"wall": "their own host time", "device": "their own device time"}
 _COLUMNS: Final = {"wall": "wall_self_ns", "device": "scaled_self_ns"}

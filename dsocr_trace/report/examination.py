@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from dsocr_trace.doctor import is_ready
+from dsocr_trace.machine.doctor import is_ready
 from dsocr_trace.report.console import plain_table, result_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dsocr_trace.doctor import Check
+    from dsocr_trace.machine.doctor import Check
 
 
 def examination_json(checks: Sequence[Check]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from analytic.cost import Dtype
 from analytic.model import STAGES
-from dsocr_trace.explain import ROOT, explain, summarised
+from dsocr_trace.forecasts.explain import ROOT, explain, summarised
 from dsocr_trace.report.console import result_console
 from dsocr_trace.report.units import duration, quantity
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from analytic.model import Stage
-    from dsocr_trace.explain import Explanation, OperationExplanation, OperatorLine, StageExplanation
-    from dsocr_trace.forecast import Forecast
-    from dsocr_trace.run_forecast import RunForecast
+    from dsocr_trace.forecasts.explain import Explanation, OperationExplanation, OperatorLine, StageExplanation
+    from dsocr_trace.forecasts.forecast import Forecast
+    from dsocr_trace.forecasts.of_run import RunForecast
 
 #: How many children are listed.
 _CHILDREN: Final = 8
@@ -47,7 +47,7 @@ class Subject:
 def subject(
     forecast: Forecast, module_path: str, stages: Sequence[Stage] = STAGES, of_run: RunForecast | None = None
 ) -> Subject:
-    """Explain one module of a prediction (`dsocr_trace.explain.explain`)."""
+    """Explain one module of a prediction (`dsocr_trace.forecasts.explain.explain`)."""
     return Subject(forecast, explain(forecast.prediction, module_path, stages), of_run)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from dsocr_trace.sweeps import Sweep
+    from dsocr_trace.forecasts.sweep import Sweep
 
 
 def findings(sweep: Sweep) -> list[str]:

@@ -9,7 +9,7 @@ from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.units import duration, percent, quantity
 
 if TYPE_CHECKING:
-    from dsocr_trace.forecast import Forecast
+    from dsocr_trace.forecasts.forecast import Forecast
 
 _TOP = 8
 

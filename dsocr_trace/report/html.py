@@ -10,17 +10,17 @@ import attrs
 import jinja2
 import pandas as pd
 
-from dsocr_trace.pages import TOTAL
+from dsocr_trace.runs.pages import TOTAL
 from dsocr_trace.report.page.data import kind_rows, module_rows, page_data, scaled_events, stage_totals
 from dsocr_trace.report.page.findings import MINUS, findings, signed, times
 from dsocr_trace.report.rows import StageRow, stage_rows
 from dsocr_trace.report.units import duration, percent, quantity
-from dsocr_trace.schemas import TABLES
+from dsocr_trace.runs.schemas import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dsocr_trace.store import Run
+    from dsocr_trace.runs.store import Run
 
 _SCRIPTS: Final = ("units.js", "theme.js", "icicle.js", "charts.js", "tables.js", "page.js")
 _LICENSES: Final = ("NOTICE-echarts.txt", "LICENSE-echarts.txt", "LICENSE-d3.txt", "LICENSE-tabulator.txt")

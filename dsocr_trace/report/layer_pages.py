@@ -12,7 +12,7 @@ import attrs
 from analytic.cost import total
 from analytic.layers.base import Layer
 from analytic.model import STAGES
-from dsocr_trace.explain import ROOT, operator_lines, summarised
+from dsocr_trace.forecasts.explain import ROOT, operator_lines, summarised
 from dsocr_trace.report.docstrings import docstring
 from dsocr_trace.report.formulas import given_arguments
 from dsocr_trace.report.pieces import count, page, table

@@ -9,7 +9,7 @@ import analytic.operators
 from analytic.cost import Dtype
 from analytic.model import STAGES
 from analytic.operators import OPERATORS
-from dsocr_trace.explain import ROOT, summarised
+from dsocr_trace.forecasts.explain import ROOT, summarised
 from dsocr_trace.report.docstrings import Docstring, docstring
 from dsocr_trace.report.formulas import formulas, given_arguments, option_values, parts, plain, quantities, symbols
 from dsocr_trace.report.pieces import count, linked, page, table

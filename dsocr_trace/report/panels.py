@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from dsocr_trace.sweeps import Sweep
+    from dsocr_trace.forecasts.sweep import Sweep
 
 #: Source: Okabe and Ito, "Color Universal Design", 2008; told apart with any kind of colour vision.
 COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dsocr_trace.sweeps import Sweep
+    from dsocr_trace.forecasts.sweep import Sweep
 
 #: Of a title, per inch of a picture's width but for that of its legend.
 _CHARACTERS: Final = 12

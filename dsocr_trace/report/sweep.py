@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from dsocr_trace.sweeps import Sweep
+    from dsocr_trace.forecasts.sweep import Sweep
 
 #: What tells the points of a sweep apart, and those that the short table shows; prompts and generations of these sizes,
 #: and the longest.

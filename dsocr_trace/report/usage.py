@@ -15,7 +15,7 @@ from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr, operations
 from analytic.operators import OPERATORS
 from analytic.workload import load_workload
-from dsocr_trace.explain import OperatorLine, operator_lines
+from dsocr_trace.forecasts.explain import OperatorLine, operator_lines
 from dsocr_trace.report.formulas import parts
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dsocr_trace.verify import Status, Verification
+    from dsocr_trace.verification.verify import Status, Verification
 
 _PIPED_WIDTH: Final = 160
 _STYLES: Final[dict[Status, str]] = {"equal": "green", "different": "bold red", "no reference": "yellow"}

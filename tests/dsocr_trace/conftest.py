@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from analytic.workload import load_workload
 from dsocr_trace.cli import cli
-from dsocr_trace.store import Run, load
+from dsocr_trace.runs.store import Run, load
 from stage_runners.pages import synthetic_page
 
 if TYPE_CHECKING:

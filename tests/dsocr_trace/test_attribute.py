@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dsocr_trace import recordings
-from dsocr_trace.attribute import attribute_recording
-from dsocr_trace.invariants import BrokenInvariantError, check_conservation
-from dsocr_trace.joined import Joined
-from dsocr_trace.recorded import read_modules
-from dsocr_trace.schemas import ATTRIBUTION, RECORDED_KERNELS
+from dsocr_trace.recordings import read as recordings
+from dsocr_trace.recordings.attribute import attribute_recording
+from dsocr_trace.runs.invariants import BrokenInvariantError, check_conservation
+from dsocr_trace.recordings.joined import Joined
+from dsocr_trace.recordings.modules import read_modules
+from dsocr_trace.runs.schemas import ATTRIBUTION, RECORDED_KERNELS
 from hooks.nvtx_ranges import DOMAIN
 from hooks.recording import RANGES, Recording
 from hooks.tables import EVENTS
@@ -251,7 +251,7 @@ def test_a_range_that_is_never_closed_lasts_to_the_end():
 
 
 def test_the_sums_are_checked(monkeypatch):
-    from dsocr_trace import attribute  # noqa: PLC0415
+    from dsocr_trace.recordings import attribute  # noqa: PLC0415
 
     whole = attribute.attribution_table
     monkeypatch.setattr(attribute, "attribution_table", lambda *given: whole(*given[:2], given[2].iloc[1:], given[3]))

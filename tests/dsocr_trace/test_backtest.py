@@ -24,9 +24,9 @@ from analytic.model import deepseek_ocr
 from analytic.timing.calibration import Calibration, HostCosts, Sample
 from analytic.timing.workload import SAMPLING
 from analytic.workload import Workload
-from dsocr_trace import backtest as backtest_module
-from dsocr_trace.backtest import SCHEMAS
-from dsocr_trace.backtest_errors import (
+from dsocr_trace.backtests import backtest as backtest_module
+from dsocr_trace.backtests.backtest import SCHEMAS
+from dsocr_trace.backtests.errors import (
     ALL_TRIALS,
     DRIFT,
     PARTS,
@@ -40,9 +40,9 @@ from dsocr_trace.backtest_errors import (
     gap,
     interval,
 )
-from dsocr_trace.backtest_predictions import LEVELS, ROUTED, predict_trial
-from dsocr_trace.backtest_trials import LEAST_WORKLOADS, TRIALS, WORKLOADS, plan_trials
-from dsocr_trace.calibrations import load_calibration, save_calibration
+from dsocr_trace.backtests.predictions import LEVELS, ROUTED, predict_trial
+from dsocr_trace.backtests.trials import LEAST_WORKLOADS, TRIALS, WORKLOADS, plan_trials
+from dsocr_trace.machine.calibrations import load_calibration, save_calibration
 from hooks.tables import CALLS
 from hooks.tracer import wrapped_modules
 from stage_runners.backtest import Control, MeasuredTrial, Trial, _Bench, own_times, run_trials
@@ -209,10 +209,10 @@ def test_an_import_contract_keeps_runs_away_from_the_model() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = {each["name"]: each for each in project["tool"]["importlinter"]["contracts"]}
     contract = contracts["Calibration and the time model see no traced run"]
-    assert {"analytic.timing", "stage_runners.calibration", "dsocr_trace.backtest_predictions"} <= set(
+    assert {"analytic.timing", "stage_runners.calibration", "dsocr_trace.backtests.predictions"} <= set(
         contract["source_modules"]
     )
-    assert {"hooks.tracer", "stage_runners.stage1", "dsocr_trace.store"} <= set(contract["forbidden_modules"])
+    assert {"hooks.tracer", "stage_runners.stage1", "dsocr_trace.runs.store"} <= set(contract["forbidden_modules"])
 
 
 def test_predictions_have_every_level_of_every_module_that_runs() -> None:

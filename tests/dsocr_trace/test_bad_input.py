@@ -202,7 +202,7 @@ def test_a_nearly_full_disk_is_refused_at_once(invoke, small_disk):
 
 
 def test_a_disk_that_fills_up_while_writing(invoke, small_disk, monkeypatch):
-    monkeypatch.setattr("dsocr_trace.store._ROOM_BYTES", 0)
+    monkeypatch.setattr("dsocr_trace.runs.store._ROOM_BYTES", 0)
     result = invoke(*RUN, "--output", small_disk, "--run-id", "mine")
     assert result.exit_code == 1
     assert result.stderr.strip().count("\n") == 0

@@ -20,7 +20,7 @@ from analytic.operators import OPERATORS
 from analytic.timing.calibration import Calibration, HostCosts, Sample
 from analytic.timing.curves import Curves
 from analytic.workload import load_workload, profile_names
-from dsocr_trace.calibrations import SAMPLES, left_out, load_calibration, save_calibration
+from dsocr_trace.machine.calibrations import SAMPLES, left_out, load_calibration, save_calibration
 from stage_runners.calibration import calibrate, session
 from stage_runners.calibration.executors import EXECUTORS
 from stage_runners.calibration.grids import grid
@@ -122,7 +122,7 @@ def test_what_is_no_calibration_is_refused(calibration, tmp_path) -> None:
 
 
 def test_a_calibration_is_read_without_torch() -> None:
-    code = "import sys, dsocr_trace.calibrations; sys.exit('torch' in sys.modules)"
+    code = "import sys, dsocr_trace.machine.calibrations; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
 
 

@@ -10,8 +10,8 @@ import pynvml
 import pytest
 import torch
 
-from dsocr_trace import doctor
-from dsocr_trace.doctor import Check, counters_restricted, examine, is_ready
+from dsocr_trace.machine import doctor
+from dsocr_trace.machine.doctor import Check, counters_restricted, examine, is_ready
 from hooks import nsight
 
 PARTS = {
@@ -54,7 +54,7 @@ def test_without_torch_it_works_and_says_so(tmp_path):
 
 
 def test_a_torch_that_does_not_load_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dsocr_trace.doctor_torch", None)
+    monkeypatch.setitem(sys.modules, "dsocr_trace.machine.doctor_torch", None)
     torch_check = by_part(examine(tmp_path))["torch"]
     assert torch_check.state == "missing"
     assert torch_check.found.startswith("does not load: ")

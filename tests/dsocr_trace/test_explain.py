@@ -14,10 +14,10 @@ from PIL import Image
 
 from analytic.hardware import load_hardware
 from analytic.predict import module_rows
-from dsocr_trace.explain import explain, summarised
-from dsocr_trace.forecast import predict_words
-from dsocr_trace.run_forecast import run_forecast
-from dsocr_trace.store import load
+from dsocr_trace.forecasts.explain import explain, summarised
+from dsocr_trace.forecasts.forecast import predict_words
+from dsocr_trace.forecasts.of_run import run_forecast
+from dsocr_trace.runs.store import load
 
 PREDICTED = ("--workload", "dsocr-standard-v1", "--hardware", "h200")
 ATTENTION = "model.layers.3.self_attn"

@@ -17,9 +17,9 @@ import dsocr_trace
 from analytic.cost import COST_COLUMNS
 from analytic.errors import InputError
 from analytic.workload import profile_names
-from dsocr_trace.analytic_report import SCHEMA_VERSION, ReportSummary, TopModule, walk
-from dsocr_trace.export import REPORT_FORMATS, RUN_FORMATS, report_text
-from dsocr_trace.report_builder import forecast_report, run_report
+from dsocr_trace.exports.analytic_report import SCHEMA_VERSION, ReportSummary, TopModule, walk
+from dsocr_trace.exports.files import REPORT_FORMATS, RUN_FORMATS, report_text
+from dsocr_trace.exports.builder import forecast_report, run_report
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 SUMS = (*COST_COLUMNS, "predicted_ns")
@@ -378,7 +378,7 @@ def test_predictions_are_exported_where_torch_is_not_installed(tmp_path):
 import sys
 sys.modules["torch"] = None
 import dsocr_trace
-from dsocr_trace.report_builder import forecast_report
+from dsocr_trace.exports.builder import forecast_report
 report = forecast_report(dsocr_trace.predict("dsocr-smoke-v1", "h200"))
 assert dsocr_trace.load_report(dsocr_trace.save_report(report, {str(path)!r})) == report
 """

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dsocr_trace.exports.perfetto import perfetto_trace
-from dsocr_trace.schemas import KERNELS
-from dsocr_trace.store import load
+from dsocr_trace.runs.schemas import KERNELS
+from dsocr_trace.runs.store import load
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -7,7 +7,7 @@ import json
 import psutil
 import pytest
 
-from dsocr_trace.store import load
+from dsocr_trace.runs.store import load
 
 pytestmark = [
     pytest.mark.full_size,

@@ -10,7 +10,7 @@ import pypdfium2
 import pytest
 
 from dsocr_trace.report.html import report_html, stored_tables
-from dsocr_trace.store import load
+from dsocr_trace.runs.store import load
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from dsocr_trace import install_nsys
+from dsocr_trace.machine import install_nsys
 from hooks import nsight
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dsocr_trace import pipeline
-from dsocr_trace.invariants import BrokenInvariantError, check_run
+from dsocr_trace.runs import pipeline
+from dsocr_trace.runs.invariants import BrokenInvariantError, check_run
 
 
 @pytest.fixture

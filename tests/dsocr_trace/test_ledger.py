@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from dsocr_trace.ledger import attribution_table, memory_table, operators_table
+from dsocr_trace.runs.ledger import attribution_table, memory_table, operators_table
 from stage_runners.measurement import MeasuredMemory
 
 MODULES = pd.DataFrame(

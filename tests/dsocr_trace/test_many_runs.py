@@ -11,8 +11,8 @@ import pytest
 
 import dsocr_trace
 from analytic.errors import InputError
-from dsocr_trace.many import MANIFEST_COLUMNS
-from dsocr_trace.schemas import TABLES
+from dsocr_trace.runs.many import MANIFEST_COLUMNS
+from dsocr_trace.runs.schemas import TABLES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "comparing.md"
 

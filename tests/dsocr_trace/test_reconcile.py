@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from dsocr_trace.reconciliation import reconcile
+from dsocr_trace.recordings.reconciliation import reconcile
 
 COLUMNS = ["stage", "step", "module_path", "duration_ns"]
 OURS = pd.DataFrame(

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dsocr_trace.reconciliation import compared_calls, module_ranges, recorded_calls
+from dsocr_trace.recordings.reconciliation import compared_calls, module_ranges, recorded_calls
 from hooks.errors import TraceError
 from hooks.nvtx_ranges import DOMAIN
 from hooks.recording import RANGES, Recording

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dsocr_trace.invariants import check_run
-from dsocr_trace.schemas import SCHEMA_VERSION, TABLES
-from dsocr_trace.store import load
+from dsocr_trace.runs.invariants import check_run
+from dsocr_trace.runs.schemas import SCHEMA_VERSION, TABLES
+from dsocr_trace.runs.store import load
 
 RUNS = sorted(Path(__file__).parents[2].glob("results/reference-*"))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dsocr_trace.store import load
+from dsocr_trace.runs.store import load
 
 CODE = """
 import torch

@@ -18,7 +18,7 @@ from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr
 from analytic.predict import predict, stage_rows
 from analytic.workload import load_workload
-from dsocr_trace.schemas import TABLES
+from dsocr_trace.runs.schemas import TABLES
 
 STAGES = ["vision", "prefill", "decode"]
 #: Modules of the small variant that one view's encoding calls: found by counting the classes' forwards by hand.

@@ -6,8 +6,8 @@ import pytest
 
 import dsocr_trace
 from analytic.errors import DsocrTraceError, InputError
-from dsocr_trace import store
-from dsocr_trace.store import RunWriter
+from dsocr_trace.runs import store
+from dsocr_trace.runs.store import RunWriter
 
 
 def test_nothing_shows_before_publish_and_nothing_stays_after_discard(tmp_path):

@@ -19,8 +19,8 @@ from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr, operations
 from analytic.operators import OPERATORS
 from analytic.workload import load_workload
-from dsocr_trace import verify as verify_module
-from dsocr_trace.verify_targets import TARGETS
+from dsocr_trace.verification import verify as verify_module
+from dsocr_trace.verification.targets import TARGETS
 
 TINY = "deepseek-ocr-v1-tiny"
 #: Together they run every operator of the model.

@@ -17,7 +17,7 @@ import torch
 import dsocr_trace
 from analytic.config import variant_config
 from analytic.workload import Workload
-from dsocr_trace.invariants import check_run
+from dsocr_trace.runs.invariants import check_run
 from stage_runners.devices import DTYPES
 from stage_runners.generate import Generation
 from stage_runners.inputs import build_inputs

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import dsocr_trace
-from dsocr_trace.captured import write_job
-from dsocr_trace.pipeline import RunOptions
+from dsocr_trace.recordings.captured import write_job
+from dsocr_trace.runs.pipeline import RunOptions
 from hooks.errors import TraceError
 from hooks.nsight import find_tool
 from stage_runners.counters import CounterOptions, measure, ncu_command, top_kernels
@@ -36,7 +36,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_job(folder, options, [2])
-        target = [sys.executable, "-m", "dsocr_trace.captured", str(folder)]
+        target = [sys.executable, "-m", "dsocr_trace.recordings.captured", str(folder)]
         command = ncu_command(ncu, given.report, target, names, limits.launches)
         try:
             measure(ncu, command, given.report)

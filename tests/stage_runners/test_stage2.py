@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dsocr_trace.store import load
+from dsocr_trace.runs.store import load
 from hooks.errors import TraceError
 from hooks.nsight import Tool, find_tool, isolation
 from hooks.readers.nsys import read_nsys_report

@@ -15,16 +15,16 @@ from artifacts import STANDARD, TINY, command, folder, parser, show
 
 import dsocr_trace
 from analytic.cost import COST_COLUMNS, Dtype
-from dsocr_trace.analytic_report import walk
-from dsocr_trace.report_builder import forecast_report
+from dsocr_trace.exports.analytic_report import walk
+from dsocr_trace.exports.builder import forecast_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from analytic.model import Operation
-    from dsocr_trace.analytic_report import AnalyticModelReport, OperatorReport
-    from dsocr_trace.forecast import Forecast
+    from dsocr_trace.exports.analytic_report import AnalyticModelReport, OperatorReport
+    from dsocr_trace.forecasts.forecast import Forecast
 
 LOOK_AT = """
   layers.md, one section per module, equal neighbours in one

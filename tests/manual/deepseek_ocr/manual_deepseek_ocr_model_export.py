@@ -14,7 +14,7 @@ from artifacts import command, folder, parser, show
 
 import dsocr_trace
 from analytic.workload import profile_names
-from dsocr_trace.analytic_report import SCHEMA_VERSION, walk
+from dsocr_trace.exports.analytic_report import SCHEMA_VERSION, walk
 
 SCHEMA = Path(__file__).resolve().parents[3] / "docs" / "schemas" / f"analytic-model-report-v{SCHEMA_VERSION}.json"
 

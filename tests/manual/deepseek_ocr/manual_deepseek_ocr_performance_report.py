@@ -12,7 +12,7 @@ import attrs
 from artifacts import STANDARD, TINY, command, folder, parser, show, write_json
 
 import dsocr_trace
-from dsocr_trace.report_builder import forecast_report, run_report
+from dsocr_trace.exports.builder import forecast_report, run_report
 
 LOOK_AT = """
   run/report.md

@@ -12,7 +12,7 @@ import sys
 from artifacts import STANDARD, folder, parser, show
 
 import dsocr_trace
-from dsocr_trace.report_builder import forecast_report
+from dsocr_trace.exports.builder import forecast_report
 
 HARDWARE = ("rtx-5090", "h100-sxm", "h200")
 WHAT_IFS = {
