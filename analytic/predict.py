@@ -350,16 +350,12 @@ def _flops(cost: Cost) -> int:
     return flops
 
 
-def _columns(
-    members: Sequence[PredictedOperation], called: Sequence[TimedPart], device: Calibration
-) -> dict[str, Any]:
+def _columns(members: Sequence[PredictedOperation], called: Sequence[TimedPart], device: Calibration) -> dict[str, Any]:
     cost = total(member.operation.cost for member in members)
     by_cause: Counter[Cause] = Counter()
     for part in (*members, *called):
         by_cause.update(part.by_cause)
-    times = {
-        name: sum(getattr(part.times, name) for part in (*members, *called)) for name in TIME_COLUMNS
-    }
+    times = {name: sum(getattr(part.times, name) for part in (*members, *called)) for name in TIME_COLUMNS}
     is_beyond = 2 * times["extrapolated_ns"] > times["predicted_device_ns"]
     return {
         **cost.columns(),

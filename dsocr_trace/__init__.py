@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from dsocr_trace.exports.files import load_report, save_report
     from dsocr_trace.forecasts.forecast import Forecast, predict
+    from dsocr_trace.forecasts.sweep import sweep
     from dsocr_trace.runs.many import load_all
     from dsocr_trace.runs.store import Run, load
-    from dsocr_trace.forecasts.sweep import sweep
     from hooks.tracer import Tracer as trace  # noqa: N813  reads as a verb in a with statement
 
 __all__ = ["Forecast", "Run", "load", "load_all", "load_report", "predict", "save_report", "sweep", "trace"]

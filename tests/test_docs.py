@@ -18,8 +18,8 @@ from dsocr_trace.cli import cli
 from dsocr_trace.report.schema_pages import meaning, unit
 from dsocr_trace.report.verification import verification_json
 from dsocr_trace.runs.schemas import RECORDED_KERNELS, STAGE2_TABLES, TABLES
-from dsocr_trace.verification.verify import Verification
 from dsocr_trace.verification.targets import EVERYTHING, TARGETS
+from dsocr_trace.verification.verify import Verification
 from hooks.attribution import REASONS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -128,8 +128,8 @@ class Curves:
         peaks = self._calibration.tensor_flops_per_s
         if dtype not in peaks:
             raise InputError(
-                f"{self._calibration.device} was not measured in {dtype}; choose one of {', '.join(peaks)} with --dtype, "
-                f"or calibrate it with dsocr-trace calibrate --dtype"
+                f"{self._calibration.device} was not measured in {dtype}; choose one of {', '.join(peaks)} with "
+                "--dtype, or measure it with dsocr-trace calibrate --dtype"
             )
         return peaks[dtype]
 

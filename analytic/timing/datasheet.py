@@ -18,10 +18,10 @@ TENSOR_EFFICIENCY: Final = 0.8
 #: McIntosh-Smith, "Evaluating attainable memory bandwidth of parallel programming models via BabelStream", IJCSE 2018).
 MEMORY_EFFICIENCY: Final = 0.85
 
-#: What a host spends, by kind of device. A GPU's: launches of 4 to 6 us on current cards, and 5 to 25 us from Python to
-#: the launch for an operator in eager mode, of which inference, without autograd, has the lower part; a kernel that does
-#: nothing runs for 1 to 3 us (J. Luitjens, "Getting started with CUDA graphs", NVIDIA technical blog, 2019: 2.9 us and
-#: 3.8 us from one to the next). A processor's: PyTorch 2.13 on a server processor of 2022.
+#: What a host spends, by kind of device. A GPU's: launches of 4 to 6 us on current cards, and 5 to 25 us from Python
+#: to the launch for an operator in eager mode, of which inference, without autograd, has the lower part; a kernel that
+#: does nothing runs for 1 to 3 us (A. Gray, "Getting started with CUDA graphs", NVIDIA technical blog, 2019: 2.9 us,
+#: and 3.8 us from one to the next). A processor's: PyTorch 2.13 on a server processor of 2022.
 HOST_COSTS: Final[Mapping[str, HostCosts]] = {
     "cuda": HostCosts(
         module_call_ns=2_000,

@@ -95,9 +95,7 @@ def time_workload(
 class _Bench:
     """A model, a workload and a device."""
 
-    def __init__(
-        self, model: Model, workload: Workload, work: Work, calibration: Calibration, policy: Policy
-    ) -> None:
+    def __init__(self, model: Model, workload: Workload, work: Work, calibration: Calibration, policy: Policy) -> None:
         self._family, self._root = model.family, model.family.build(model.config)
         self._vocab_size = model.config.vocab_size
         self._workload, self._work, self._policy = workload, work, policy
@@ -143,9 +141,7 @@ class _Bench:
 
     def _decode_forward(self, number: int) -> Timeline:
         workload, tape, length = self._workload, Tape(self._policy), int(self._work.kv_lengths[number])
-        loads = {
-            layer: CountedLoad(counts[number : number + 1]) for layer, counts in self._work.routing.decode.items()
-        }
+        loads = {layer: CountedLoad(counts[number : number + 1]) for layer, counts in self._work.routing.decode.items()}
         shape = SequenceShape(workload.batch_size, 1, length, causal=False, loads=loads)
         self._family.decode(self._root, tape, shape, 1)
         self._note_sampling(tape, length)

@@ -273,6 +273,7 @@ def _calibrated(setup: Setup, properties: dict[str, Any], progress: Progress) ->
     found = calibrate(
         setup.device,
         [setup.policy.dtype],
+        hardware=setup.hardware,
         name=properties["device"]["name"],
         progress=progress,
         limits=_QUICK_LIMITS if setup.options.quick else None,
@@ -283,7 +284,7 @@ def _calibrated(setup: Setup, properties: dict[str, Any], progress: Progress) ->
 def predictions(setup: Setup, calibration: Calibration) -> dict[int, pd.DataFrame]:
     """Predict every trial, by its number; trials of the same workload share a prediction."""
     by_workload = {
-        workload: predict_trial(setup.model, workload, calibration, setup.hardware, setup.policy)
+        workload: predict_trial(setup.model, workload, calibration, setup.policy)
         for workload in dict.fromkeys(trial.workload for trial in setup.trials)
     }
     return {trial.number: by_workload[trial.workload] for trial in setup.trials}
@@ -292,8 +293,7 @@ def predictions(setup: Setup, calibration: Calibration) -> dict[int, pd.DataFram
 def _routed(setup: Setup, calibration: Calibration, one: MeasuredTrial) -> pd.DataFrame:
     """The prediction again, told what the routers chose: they, too, are something that a prediction does not know."""
     routing = measured_routing(one.routing)
-    arguments = (setup.model, one.trial.workload, calibration, setup.hardware, setup.policy)
-    rows = predict_trial(*arguments, routing=routing)
+    rows = predict_trial(setup.model, one.trial.workload, calibration, setup.policy, routing=routing)
     return rows[[*KEY, "predicted_ns", "device_ns"]].rename(
         columns={"predicted_ns": ROUTED, "device_ns": _ROUTED_DEVICE}
     )

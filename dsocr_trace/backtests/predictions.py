@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
-from analytic.model import STAGES
 from analytic.predict import module_rows, predict
-from analytic.timing.workload import time_workload
+from analytic.timing.workload import SAMPLING
 
 if TYPE_CHECKING:
-    from analytic.hardware import Hardware
     from analytic.layers.base import Policy
     from analytic.model import Model
     from analytic.routing import Plan, Routing
@@ -30,7 +28,6 @@ def predict_trial(
     model: Model,
     workload: Workload,
     calibration: Calibration,
-    hardware: Hardware,
     policy: Policy,
     *,
     routing: Routing | Plan = "balanced",
@@ -45,8 +42,6 @@ def predict_trial(
         Page, prompt and number of new tokens.
     calibration
         The device as it was measured.
-    hardware
-        The device as its datasheet has it.
     policy
         How the model runs.
     routing
@@ -59,23 +54,20 @@ def predict_trial(
         the calibrated sizes; all in whole ns.
     """
     classes = {node.module_path: node.module_class for node in model.tree}
-    datasheet = {
-        (row.stage, row.module_path): row.predicted_ns
-        for row in module_rows(predict(model, workload, hardware=hardware, policy=policy, routing=routing))
-    }
-    timed = time_workload(model, workload, calibration, policy=policy, routing=routing)
+    prediction = predict(model, workload, device=calibration, policy=policy, routing=routing)
+    own = [(row.stage, row.module_path, row) for row in module_rows(prediction)]
+    outside = [(stage, SAMPLING, part.times) for stage, part in prediction.sampling.items()]
     rows = [
         {
             "stage": stage,
             "module_path": path,
             "module_class": classes.get(path, path),
-            "datasheet_ns": datasheet.get((stage, path), 0),
-            "roof_ns": round(spent.roof_ns),
-            "device_ns": round(spent.device_ns),
-            "predicted_ns": round(spent.wall_ns),
-            "extrapolated_ns": round(spent.extrapolated_ns),
+            "datasheet_ns": times.datasheet_ns,
+            "roof_ns": times.roof_ns,
+            "device_ns": times.predicted_device_ns,
+            "predicted_ns": times.predicted_ns,
+            "extrapolated_ns": times.extrapolated_ns,
         }
-        for stage in STAGES
-        for path, spent in timed[stage].modules.items()
+        for stage, path, times in (*own, *outside)
     ]
     return pd.DataFrame(rows)

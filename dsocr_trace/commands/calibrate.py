@@ -27,6 +27,9 @@ _FOLDER: Final = Path("calibrations")
     help="For models of this type; may be given several times.  [default: bf16]",
 )
 @click.option(
+    "--hardware", metavar="NAME|FILE.toml", help="Entry with its datasheet's figures.  [default: by the device's name]"
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE.parquet",
@@ -36,7 +39,14 @@ _FOLDER: Final = Path("calibrations")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @debug_option
 def calibrate(
-    *, device: str, dtypes: tuple[str, ...], output: Path | None, force: bool, as_json: bool, debug: bool
+    *,
+    device: str,
+    dtypes: tuple[str, ...],
+    hardware: str | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """Measure a device: operators at many sizes, ceilings, and what the host spends; takes about a minute."""
     with reported(debug=debug):
@@ -47,7 +57,7 @@ def calibrate(
 
         if output is not None:
             check_writable(output, force=force)
-        found = _measure(device, dtypes)
+        found = _measure(device, dtypes, hardware)
         path = save_calibration(found, output or _default_path(found), force=force)
         errors = left_out(found)
         if as_json:
@@ -56,20 +66,25 @@ def calibrate(
             print_calibration(path, found, errors)
 
 
-def _measure(device: str, dtypes: tuple[str, ...]) -> Calibration:
+def _measure(device: str, dtypes: tuple[str, ...], hardware: str | None) -> Calibration:
     import attrs  # noqa: PLC0415
 
     from analytic.cost import dtype_name  # noqa: PLC0415
-    from dsocr_trace.machine.environment import device_properties, git_commit, versions  # noqa: PLC0415
+    from dsocr_trace.machine.environment import (  # noqa: PLC0415
+        device_properties,
+        git_commit,
+        hardware_for,
+        versions,
+    )
     from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
     from stage_runners.calibration import calibrate as measure  # noqa: PLC0415
     from stage_runners.devices import resolve_device  # noqa: PLC0415
 
     where = resolve_device(device)
-    properties = device_properties(where)
+    entry, properties = hardware_for(hardware, where), device_properties(where)
     names = [dtype_name(name) for name in dict.fromkeys(dtypes)]
     with ProgressDisplay() as progress:
-        found = measure(where, names, name=properties["name"], progress=progress)
+        found = measure(where, names, hardware=entry, name=properties["name"], progress=progress)
     machine = {"device": properties, "versions": versions(), "commit": git_commit()}
     return attrs.evolve(found, state=machine | dict(found.state))
 

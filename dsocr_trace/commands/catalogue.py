@@ -65,8 +65,8 @@ def _print_layers(variant: str | None) -> None:
 
 
 def _print_live_layers(model: str | None, *, variant: str | None, trust_remote_code: bool, refresh: bool) -> bool:
-    from dsocr_trace.verification.live_layers import check_refreshable, live_model, write_snapshot  # noqa: PLC0415
     from dsocr_trace.report.catalogue import print_live_layers  # noqa: PLC0415
+    from dsocr_trace.verification.live_layers import check_refreshable, live_model, write_snapshot  # noqa: PLC0415
     from stage_runners.loading import BUILTIN  # noqa: PLC0415
 
     if refresh:

@@ -96,8 +96,8 @@ def _of_run(
     page: int | None,
 ) -> Subject:
     from analytic.model import STAGES  # noqa: PLC0415
-    from dsocr_trace.report.explanation import subject  # noqa: PLC0415
     from dsocr_trace.forecasts.of_run import run_forecast  # noqa: PLC0415
+    from dsocr_trace.report.explanation import subject  # noqa: PLC0415
     from dsocr_trace.runs.store import load  # noqa: PLC0415
 
     for option, given in (("--workload", workload), ("--variant", variant), ("--set", settings)):

@@ -80,8 +80,8 @@ def _check_export(path: Path, *, force: bool) -> None:
 
 
 def _export(found: Forecast, path: Path, *, force: bool) -> None:
-    from dsocr_trace.exports.files import save_report  # noqa: PLC0415
     from dsocr_trace.exports.builder import forecast_report  # noqa: PLC0415
+    from dsocr_trace.exports.files import save_report  # noqa: PLC0415
 
     save_report(forecast_report(found), path, force=force)
     click.echo(f"analytic report: {path}", err=True)

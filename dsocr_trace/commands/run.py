@@ -128,9 +128,9 @@ def run(
 ) -> None:
     """Trace, profile and predict one workload, and write its run directory."""
     with reported(debug=debug):
+        from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
         from dsocr_trace.runs.pipeline import RunOptions  # noqa: PLC0415
         from dsocr_trace.runs.pipeline import run as run_pipeline  # noqa: PLC0415
-        from dsocr_trace.report.terminal import ProgressDisplay  # noqa: PLC0415
         from hooks.nvtx_ranges import nvtx_attached  # noqa: PLC0415
 
         resolved = RunOptions(profile_steps=profile_steps, nvtx=nvtx_attached() if nvtx is None else nvtx, **options)

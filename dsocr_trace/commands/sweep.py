@@ -61,8 +61,8 @@ def sweep(*, output: Path | None, force: bool, as_json: bool, debug: bool, **opt
     with reported(debug=debug):
         import json  # noqa: PLC0415
 
-        from dsocr_trace.report.sweep import check_output, default_output, print_sweep, summary, write_sweep  # noqa: PLC0415
         from dsocr_trace.forecasts.sweep import sweep_words  # noqa: PLC0415
+        from dsocr_trace.report.sweep import check_output, default_output, print_sweep, summary, write_sweep  # noqa: PLC0415
 
         if output is not None:
             check_output(output, force=force)

@@ -9,10 +9,6 @@ import numpy as np
 import pandas as pd
 
 from analytic.errors import InputError
-from dsocr_trace.runs.many import other_version
-from dsocr_trace.runs.pages import TOTAL
-from dsocr_trace.report.rows import STAGES
-from dsocr_trace.runs.schemas import TABLES
 from dsocr_trace.comparison.spread import (
     CONFIDENCE,
     Samples,
@@ -22,6 +18,10 @@ from dsocr_trace.comparison.spread import (
     stage_samples,
     wall_samples,
 )
+from dsocr_trace.report.rows import STAGES
+from dsocr_trace.runs.many import other_version
+from dsocr_trace.runs.pages import TOTAL
+from dsocr_trace.runs.schemas import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -30,7 +30,6 @@ from dsocr_trace.exports.analytic_report import (
     walk,
 )
 from dsocr_trace.exports.folding import Key, ModuleRecord, SelfValues, fold, summed
-from dsocr_trace.forecasts.forecast import BUILTIN
 from dsocr_trace.exports.subject import (
     HardwareReport,
     ModelReport,
@@ -39,6 +38,7 @@ from dsocr_trace.exports.subject import (
     ViewReport,
     WorkloadReport,
 )
+from dsocr_trace.forecasts.forecast import BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -11,8 +11,8 @@ import attrs
 
 from analytic.errors import InputError
 from dsocr_trace.exports.analytic_report import MeasuredReport, walk
-from dsocr_trace.exports.tables import rows
 from dsocr_trace.exports.folding import STAGES, ModuleRecord, SelfValues, fold
+from dsocr_trace.exports.tables import rows
 from dsocr_trace.report.units import duration, percent
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from cattrs.preconf.json import make_converter
 
 from analytic.errors import DsocrTraceError, InputError
 from dsocr_trace.exports.analytic_report import SCHEMA_VERSION, AnalyticModelReport
+from dsocr_trace.exports.builder import run_report
 from dsocr_trace.exports.callgraph_dot import call_graph_dot
 from dsocr_trace.exports.csv_tables import csv_archive
 from dsocr_trace.exports.perfetto import perfetto_trace
 from dsocr_trace.exports.speedscope import speedscope_profiles
-from dsocr_trace.exports.builder import run_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

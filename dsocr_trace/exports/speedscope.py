@@ -7,8 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from analytic.errors import InputError
-from dsocr_trace.exports.tables import rows
 from dsocr_trace.exports.folding import STAGES
+from dsocr_trace.exports.tables import rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,18 +13,20 @@ import attrs
 from analytic.config import variant_config
 from analytic.errors import InputError
 from analytic.families.registry import read_checkpoint
-from analytic.hardware import Hardware, load_hardware
 from analytic.layers.base import Policy
 from analytic.model import Model, deepseek_ocr
 from analytic.predict import CostRow, Prediction, category_rows, module_rows, stage_rows
 from analytic.predict import predict as predict_workload
 from analytic.whatif import Scenario, apply_settings
 from analytic.workload import load_workload
+from dsocr_trace.machine.devices import load_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
+
+    from analytic.timing.calibration import Calibration
 
 #: The model whose dimensions are built in.
 BUILTIN: Final = "builtin"
@@ -39,6 +41,10 @@ COLUMNS: Final = (
     "weight_bytes",
     "kv_cache_bytes",
     "predicted_ns",
+    "predicted_device_ns",
+    "predicted_host_ns",
+    "bound",
+    "source",
 )
 
 
@@ -50,7 +56,7 @@ class Forecast:
     ----------
     scenario
         What was predicted.
-    hardware
+    device
         For which device.
     prediction
         Every operator with its cost and time.
@@ -59,7 +65,7 @@ class Forecast:
     """
 
     scenario: Scenario
-    hardware: Hardware
+    device: Calibration
     prediction: Prediction
     source: str = BUILTIN
 
@@ -85,10 +91,14 @@ class Forecast:
             "workload": attrs.asdict(workload) | {"crop_grid": workload.grid, "seq_len": workload.seq_len},
             "model": self.source,
             **attrs.asdict(self.scenario.policy),
-            "hardware": self.hardware.name,
-            "source": self.hardware.provenance,
+            "hardware": self.device.hardware.name,
+            "source": self.device.source,
             "routing": self.prediction.work.routing.source,
-            "stages": {row.stage: _columns(row) for row in stage_rows(self.prediction)},
+            "stages": {
+                row.stage: _columns(row)
+                | {"predicted_wall_ns": row.predicted_wall_ns, "predicted_busy_ns": row.predicted_busy_ns}
+                for row in stage_rows(self.prediction)
+            },
             "modules": [
                 {"stage": row.stage, "module_path": row.module_path, **_columns(row)}
                 for row in module_rows(self.prediction)
@@ -96,7 +106,7 @@ class Forecast:
         }
 
 
-def _columns(row: CostRow) -> dict[str, int]:
+def _columns(row: CostRow) -> dict[str, int | str | None]:
     return {name: getattr(row, name) for name in COLUMNS}
 
 
@@ -121,7 +131,7 @@ def predict(
     workload
         Profile id or TOML file.
     hardware
-        Hardware entry or TOML file.
+        Hardware entry, its TOML file, or a calibration.
     model
         ``"builtin"``, or a checkpoint directory of any family that is installed; only its ``config.json`` is read.
         A text model gets a prompt of the workload's length, and has no vision stage.
@@ -154,10 +164,10 @@ def predict_words(
     else:
         raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
     scenario = apply_settings(Scenario(profile, Policy(dtype=model.config.torch_dtype)), settings)
-    return attrs.evolve(forecast(model, scenario, load_hardware(hardware)), source=source)
+    return attrs.evolve(forecast(model, scenario, load_device(hardware)), source=source)
 
 
-def forecast(model: Model, scenario: Scenario, hardware: Hardware) -> Forecast:
+def forecast(model: Model, scenario: Scenario, device: Calibration) -> Forecast:
     """Predict a scenario.
 
     Raises
@@ -168,9 +178,9 @@ def forecast(model: Model, scenario: Scenario, hardware: Hardware) -> Forecast:
     _check_length(scenario, model.config.max_positions)
     with _without_collection():
         prediction = predict_workload(
-            model, scenario.workload, hardware=hardware, policy=scenario.policy, routing=scenario.routing
+            model, scenario.workload, device=device, policy=scenario.policy, routing=scenario.routing
         )
-    return Forecast(scenario, hardware, prediction)
+    return Forecast(scenario, device, prediction)
 
 
 @contextlib.contextmanager

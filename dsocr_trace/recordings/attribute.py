@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dsocr_trace.recordings.modules import read_modules
+from dsocr_trace.recordings.reconciliation import nesting
 from dsocr_trace.runs.invariants import check_conservation, check_totals
 from dsocr_trace.runs.ledger import attribution_table
-from dsocr_trace.recordings.reconciliation import nesting
-from dsocr_trace.recordings.modules import read_modules
 from dsocr_trace.runs.schemas import ATTRIBUTION, PREDICTIONS, RECORDED_KERNELS
 from hooks.attribution import UNCLASSIFIED, attribute_to_ranges
 from hooks.categories import kernel_families, operator_categories
@@ -116,8 +116,8 @@ def attribute_recording(recording: Recording, modules: pd.DataFrame | None = Non
     recording
         What another tool recorded.
     modules
-        Table ``modules`` of the run that the trace is of; see `dsocr_trace.recordings.modules.read_modules` for what counts
-        without it.
+        Table ``modules`` of the run that the trace is of; see `dsocr_trace.recordings.modules.read_modules` for what
+        counts without it.
 
     Returns
     -------

@@ -10,11 +10,11 @@ import attrs
 import jinja2
 import pandas as pd
 
-from dsocr_trace.runs.pages import TOTAL
 from dsocr_trace.report.page.data import kind_rows, module_rows, page_data, scaled_events, stage_totals
 from dsocr_trace.report.page.findings import MINUS, findings, signed, times
 from dsocr_trace.report.rows import StageRow, stage_rows
 from dsocr_trace.report.units import duration, percent, quantity
+from dsocr_trace.runs.pages import TOTAL
 from dsocr_trace.runs.schemas import TABLES
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""A run: its pipeline, its tables, its files."""

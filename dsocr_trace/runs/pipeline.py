@@ -20,14 +20,14 @@ from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr
 from analytic.workload import Workload, load_workload
 from dsocr_trace.machine.environment import device_properties, git_commit, hardware_for, versions
+from dsocr_trace.recordings.stage2 import run_stage2
+from dsocr_trace.report.html import report_html
+from dsocr_trace.report.markdown import report_markdown
 from dsocr_trace.runs.invariants import check_run
 from dsocr_trace.runs.ledger import attribution_table, memory_table, operators_table
 from dsocr_trace.runs.manifest import manifest
 from dsocr_trace.runs.pages import pages_table, with_scaled
 from dsocr_trace.runs.predictions import PredictedRun, nothing_predicted, predict_pages
-from dsocr_trace.report.html import report_html
-from dsocr_trace.report.markdown import report_markdown
-from dsocr_trace.recordings.stage2 import run_stage2
 from dsocr_trace.runs.store import RunWriter
 from dsocr_trace.runs.unmapped import unmapped_classes, unmapped_note, unmapped_paths
 from hooks.errors import TraceError

@@ -114,6 +114,7 @@ def host_costs(timings: Mapping[str, Timing], fills: Mapping[tuple[str, int], Ti
     return HostCosts(
         module_call_ns=max(on_host["module"] - on_host["function"], 0.0),
         dispatch_ns=max(on_host["view"] - on_host["function"], 0.0),
+        operator_ns=0.0 if kind == "cpu" else on_host["shortest"],
         loop_turn_ns=on_host["turns"] / _TURNS,
         launch_ns=0.0 if kind == "cpu" else max(launch, 0.0),
         kernel_floor_ns=floor,

@@ -33,6 +33,7 @@ from stage_runners.telemetry import DeviceTelemetry
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from analytic.hardware import Hardware
     from stage_runners.calibration.grids import Point
     from stage_runners.calibration.measure import Progress, Timing
     from stage_runners.calibration.stopwatches import Stopwatch
@@ -60,6 +61,7 @@ def calibrate(
     device: torch.device,
     dtypes: Sequence[str],
     *,
+    hardware: Hardware,
     name: str,
     progress: Progress,
     points: Sequence[Point] | None = None,
@@ -73,6 +75,8 @@ def calibrate(
         Which one.
     dtypes
         Full names of the dtypes of models to measure for.
+    hardware
+        Its entry, to be kept with what is measured.
     name
         What the device is called.
     progress
@@ -103,6 +107,7 @@ def calibrate(
     return Calibration(
         device=name,
         kind="cuda" if device.type == "cuda" else "cpu",
+        hardware=hardware,
         measured_at=started.isoformat(timespec="seconds"),
         state=state | noise,
         notes=(*telemetry.notes(), *_notes(state, noise, limits)),

@@ -18,9 +18,9 @@ import pytest
 
 from dsocr_trace.recordings import read as recordings
 from dsocr_trace.recordings.attribute import attribute_recording
-from dsocr_trace.runs.invariants import BrokenInvariantError, check_conservation
 from dsocr_trace.recordings.joined import Joined
 from dsocr_trace.recordings.modules import read_modules
+from dsocr_trace.runs.invariants import BrokenInvariantError, check_conservation
 from dsocr_trace.runs.schemas import ATTRIBUTION, RECORDED_KERNELS
 from hooks.nvtx_ranges import DOMAIN
 from hooks.recording import RANGES, Recording

@@ -13,8 +13,8 @@ import pytest
 
 from analytic.errors import InputError
 from dsocr_trace.comparison.compare import GONE, NEW, UNKNOWN, WITHIN, compare
-from dsocr_trace.report.comparison import RENDERERS, comparison_json, sections
 from dsocr_trace.comparison.spread import CONFIDENCE, Samples, differences, own_walls, wall_samples
+from dsocr_trace.report.comparison import RENDERERS, comparison_json, sections
 from dsocr_trace.runs.store import Run
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from analytic.cost import COST_COLUMNS
 from analytic.errors import InputError
 from analytic.workload import profile_names
 from dsocr_trace.exports.analytic_report import SCHEMA_VERSION, ReportSummary, TopModule, walk
-from dsocr_trace.exports.files import REPORT_FORMATS, RUN_FORMATS, report_text
 from dsocr_trace.exports.builder import forecast_report, run_report
+from dsocr_trace.exports.files import REPORT_FORMATS, RUN_FORMATS, report_text
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 SUMS = (*COST_COLUMNS, "predicted_ns")

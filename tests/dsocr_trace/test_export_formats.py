@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dsocr_trace.exports.analytic_report import walk
+from dsocr_trace.exports.builder import run_report
 from dsocr_trace.exports.files import RUN_FORMATS
 from dsocr_trace.exports.perfetto import _one_after_the_other, perfetto_trace
-from dsocr_trace.exports.builder import run_report
 from dsocr_trace.runs.schemas import KERNELS, TABLES
 from dsocr_trace.runs.store import load
 from hooks.attribution import attribute_to_ranges, ranges_of_modules

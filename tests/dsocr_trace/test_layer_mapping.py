@@ -13,11 +13,11 @@ from torch import nn
 from analytic.config import variant_config, variant_names
 from analytic.families.deepseek_ocr import DeepseekOcr
 from dsocr_trace.runs import pipeline
+from dsocr_trace.runs.ledger import attribution_table
+from dsocr_trace.runs.store import load
 from dsocr_trace.verification import live_layers
 from dsocr_trace.verification import verify as verify_module
-from dsocr_trace.runs.ledger import attribution_table
 from dsocr_trace.verification.live_layers import ClassShape, differences, live_classes, live_model, read_snapshot
-from dsocr_trace.runs.store import load
 from stage_runners.loading import load_model
 from stage_runners.reference_flops import sketch_model
 

@@ -11,8 +11,8 @@ import pytest
 
 from analytic.errors import DsocrTraceError
 from dsocr_trace.commands.run import require_stage2
-from dsocr_trace.runs.schemas import STAGE2_TABLES
 from dsocr_trace.recordings.stage2 import Stage2, _Capture, _with_counters, _with_events
+from dsocr_trace.runs.schemas import STAGE2_TABLES
 from dsocr_trace.runs.store import RunWriter, load
 from hooks import nsight
 from hooks.nvtx_ranges import DOMAIN

@@ -15,9 +15,9 @@ from PIL import Image
 
 import dsocr_trace
 from analytic.errors import InputError
-from dsocr_trace.report.findings import findings
-from dsocr_trace.forecasts.sweep_columns import WORKING_SET, regimes
 from dsocr_trace.forecasts.sweep import KINDS, sweep_words
+from dsocr_trace.forecasts.sweep_columns import WORKING_SET, regimes
+from dsocr_trace.report.findings import findings
 
 DEVICES = ("h200", "l4")
 FLOPS_AND_BYTES = ("tensor_flops", "vector_flops", "bytes_read", "bytes_written", "weight_bytes")

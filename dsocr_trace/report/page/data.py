@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
+from dsocr_trace.report.page.callgraph import folded_calls
 from dsocr_trace.runs.ledger import rolled_up
 from dsocr_trace.runs.pages import TOTAL
-from dsocr_trace.report.page.callgraph import folded_calls
 from hooks.attribution import UNCLASSIFIED
 
 if TYPE_CHECKING:
