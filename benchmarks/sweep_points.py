@@ -25,6 +25,7 @@ from analytic.layers.base import Policy
 from analytic.model import Model, deepseek_ocr
 from analytic.predict import predict
 from analytic.sweep import Points, evaluate
+from analytic.timing.datasheet import from_datasheet
 from analytic.workload import Workload
 
 SHAPES = {"83,334 x 12": (83_334, 12), "1,000,000 x 1": (1_000_000, 1)}
@@ -113,7 +114,7 @@ def predict_some(seed: int) -> list[float]:
             image_size=page.image_size,
         )
         start = time.perf_counter()
-        predict(whole, workload, hardware=device, policy=Policy())
+        predict(whole, workload, device=from_datasheet(device), policy=Policy())
         seconds.append(time.perf_counter() - start)
     return seconds
 

@@ -103,9 +103,9 @@ class LayerNorm(Layer):
         """Weight and bias."""
         return {"weight": (self.width,), "bias": (self.width,)}
 
-    def forward(self, at: Scope, rows: Size) -> None:
-        """Apply to `rows` vectors."""
-        at.op("layer_norm", "norm", op.layer_norm(rows, self.width, at.dtype))
+    def forward(self, at: Scope, rows: Size, *, permuted: bool = False) -> None:
+        """Apply to `rows` vectors; the elements of `permuted` ones lie apart, as in a channels-first image."""
+        at.op("layer_norm", "norm", op.layer_norm(rows, self.width, at.dtype, permuted=permuted))
 
 
 @attrs.frozen

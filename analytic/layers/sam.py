@@ -133,15 +133,17 @@ class SamBlock(Layer):
     def forward(self, at: Scope, images: int, side: int) -> None:
         """Apply to maps of `side` times `side` positions."""
         rows = images * side * side
-        self.norm1.forward(at.child("norm1"), rows)
+        # The map keeps the layout of the first convolution, channels first, through every sum.
+        residual = op.elementwise(rows * self.width, at.dtype, operands=2, permuted=True)
+        self.norm1.forward(at.child("norm1"), rows, permuted=True)
         if self.window is None:
             self.attn.forward(at.child("attn"), images, side)
         else:
             self._windowed_attention(at, images, side, self.window)
-        at.op("residual_attention", "elementwise", op.elementwise(rows * self.width, at.dtype, operands=2))
-        self.norm2.forward(at.child("norm2"), rows)
+        at.op("residual_attention", "elementwise", residual)
+        self.norm2.forward(at.child("norm2"), rows, permuted=True)
         self.mlp.forward(at.child("mlp"), rows)
-        at.op("residual_mlp", "elementwise", op.elementwise(rows * self.width, at.dtype, operands=2))
+        at.op("residual_mlp", "elementwise", residual)
 
     def _windowed_attention(self, at: Scope, images: int, side: int, window: int) -> None:
         windows = -(-side // window)

@@ -26,7 +26,14 @@ def _elementwise(  # noqa: PLR0917  private, called by position
 
 @Operator
 def elementwise(
-    elements: Size, dtype: Dtype, *, operands: int = 1, flops: int = 1, shared: Size = 0, weights: Size = 0
+    elements: Size,
+    dtype: Dtype,
+    *,
+    operands: int = 1,
+    flops: int = 1,
+    shared: Size = 0,
+    weights: Size = 0,
+    permuted: bool = False,
 ) -> Cost:
     """One arithmetic operator over all elements: add, multiply, negate, ...
 
@@ -47,16 +54,29 @@ def elementwise(
         Elements of smaller operands, which are broadcast.
     weights
         Elements of parameters, which are broadcast.
+    permuted
+        Whether one operand is channels-first where the other is not. The bytes are the same, the time is not.
     """
+    del permuted
     return _elementwise(elements, dtype, operands, flops, shared, weights)
 
 
 @elementwise.backward
-def _(elements: Size, dtype: Dtype, *, operands: int = 1, flops: int = 1, shared: Size = 0, weights: Size = 0) -> Cost:
+def _(
+    elements: Size,
+    dtype: Dtype,
+    *,
+    operands: int = 1,
+    flops: int = 1,
+    shared: Size = 0,
+    weights: Size = 0,
+    permuted: bool = False,
+) -> Cost:
     """For each operand the gradient times a derivative, which is then summed for broadcast ones, taken as one operand.
 
     An addition does less: its derivatives are 1.
     """
+    del permuted
     broadcast = shared + weights
     each = _elementwise(elements, dtype, 2, flops)
     if not _given(broadcast):
@@ -103,7 +123,7 @@ def _(elements: Size, results: Size, dtype: Dtype) -> Steps:
 
 
 @Operator
-def layer_norm(rows: Size, width: Size, dtype: Dtype) -> Cost:
+def layer_norm(rows: Size, width: Size, dtype: Dtype, *, permuted: bool = False) -> Cost:
     """Layer normalisation in one kernel, scale and shift included.
 
     Arithmetic: 7 per element (mean, subtract, square, sum, multiply, scale, shift) and 4 per row (two divisions, the
@@ -117,18 +137,23 @@ def layer_norm(rows: Size, width: Size, dtype: Dtype) -> Cost:
         Elements of each.
     dtype
         Type of input, parameters and result.
+    permuted
+        Whether the elements of a vector lie apart, as in a channels-first image, so that the operator lays them out
+        anew inside. That is in the calibrated time, not in the bytes.
     """
+    del permuted
     return _elementwise(rows * width, dtype, 1, 7, weights=2 * width) + Cost(vector_flops=4 * rows)
 
 
 @layer_norm.backward
-def _(rows: Size, width: Size, dtype: Dtype) -> Cost:
+def _(rows: Size, width: Size, dtype: Dtype, *, permuted: bool = False) -> Cost:
     """One kernel.
 
     Arithmetic: 13 per element: 2 to normalise the input again, 4 for both row sums, 4 to combine them, and 3 for the
     sums over rows that the parameters' gradients are; 2 divisions per row. Bytes: gradient, input, mean and deviation
     of each row in fp32, and the weight read; three gradients written.
     """
+    del permuted
     elements = rows * width
     return Cost(
         vector_flops=13 * elements + 2 * rows,

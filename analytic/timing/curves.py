@@ -34,9 +34,14 @@ _REACH: Final = 1.5
 #: How far beyond the samples a size may lie, in doublings, and still count as measured.
 _MARGIN: Final = 0.5
 _NS_PER_S: Final = 1e9
+#: Share of a sample's time that is the operator's at the least, and not its new memory's.
+_LEAST_SHARE: Final = 0.1
 
-#: Whether attention is causal, and how many neighbours an interpolation reads: each is a kernel of its own.
-_KERNELS: Final = ("counted", "taps")
+#: Whether attention is causal, how many neighbours an interpolation reads, how many operands go in, and whether their
+#: layouts differ: each is a kernel of its own.
+_KERNELS: Final = ("counted", "taps", "operands", "permuted")
+#: Operands that are broadcast.
+_BROADCAST: Final = ("shared", "weights")
 #: What the time of an operator depends on; of all others, on the bytes that it moves.
 _FEATURES: Final[Mapping[str, Callable[[Mapping[str, Any]], Sequence[float]]]] = {
     "linear": lambda a: (a["rows"], a["in_features"], a["out_features"]),
@@ -84,7 +89,10 @@ class Curves:
         self._bandwidth = np.log2([calibration.memory_bytes_per_s[size] for size in sizes])
         samples: dict[tuple[str, str, Any], list[Sample]] = {}
         for sample in calibration.samples:
-            samples.setdefault(_kind(sample.operator, sample.arguments), []).append(sample)
+            operator, dtype, kernel = _kind(sample.operator, sample.arguments)
+            # Also by the operator alone, for kernels without a sample of their own.
+            for which in (kernel, None):
+                samples.setdefault((operator, dtype, which), []).append(sample)
         self._curves = {key: self._curve(found) for key, found in samples.items()}
         self._known: dict[tuple[Any, ...], OperatorTime] = {}
 
@@ -97,32 +105,42 @@ class Curves:
 
     def _time(self, call: OperatorCall) -> OperatorTime:
         arguments = {name: _plain(value) for name, value in call.arguments.items()}
-        operator, dtype, variant = _kind(call.operator.name, arguments)
-        keys = ((operator, dtype, variant), (operator, FP32.name, variant))
+        operator, dtype, kernel = _kind(call.operator.name, arguments)
+        keys = [(operator, name, which) for which in (kernel, None) for name in (dtype, FP32.name)]
         curve = next((self._curves[key] for key in keys if key in self._curves), None)
         if curve is None and call.parts is not None:
             return _together([(self.time(part), _plain(part.times)) for part in call.parts.calls])
         cost = cost_of(call.operator.name, arguments)
         roof, compute_bound = self._roof(cost, arguments)
-        host = self._calibration.host
+        host, new = self._calibration.host, self._new_memory(cost)
         floor = host.kernel_floor_ns
         if curve is None:
-            return OperatorTime(roof, host.operator_ns, roof, floor, compute_bound, "roof")
+            return OperatorTime(roof + new, host.operator_ns, roof + new, floor, compute_bound, "roof")
         features = features_of(call.operator.name, arguments, cost)
         ratio, host_ns, inside = curve.at(features)
         source: Source = "calibrated" if inside else "extrapolated"
-        return OperatorTime(roof * ratio, host_ns, roof, floor, compute_bound, source)
+        return OperatorTime(roof * ratio + new, host_ns, roof + new, floor, compute_bound, source)
 
     def _roof(self, cost: Cost, arguments: Mapping[str, Any]) -> tuple[float, bool]:
         compute = 0.0
         if cost.tensor_flops:
             compute = float(cost.tensor_flops) / self._peak(compute_dtype(arguments))
-        size = max(float(cost.bytes_total), 1.0)
-        memory = size / 2 ** float(np.interp(np.log2(size), self._copied, self._bandwidth))
+        weights = float(cost.weight_bytes)
+        # Weights are cold: between two uses of one the rest of the model passes through the caches.
+        memory = self._moved(float(cost.bytes_total) - weights) + weights / 2 ** float(self._bandwidth[-1])
         longest = max(compute, memory) * _NS_PER_S
-        host = self._calibration.host
-        fresh = float(cost.activation_bytes) if cost.activation_bytes >= host.fresh_from_bytes else 0.0
-        return host.kernel_floor_ns + longest + fresh * host.fresh_byte_ns, compute > memory
+        return self._calibration.host.kernel_floor_ns + longest, compute > memory
+
+    def _new_memory(self, cost: Cost) -> float:
+        """What it takes to make the memory of a large result."""
+        host, size = self._calibration.host, float(cost.activation_bytes)
+        return size * host.fresh_byte_ns if size >= host.fresh_from_bytes else 0.0
+
+    def _moved(self, size: float) -> float:
+        """Seconds that a streaming copy takes for as many bytes."""
+        if size < 1:
+            return 0.0
+        return size / 2 ** float(np.interp(np.log2(size), self._copied, self._bandwidth))
 
     def _peak(self, dtype: str) -> float:
         peaks = self._calibration.tensor_flops_per_s
@@ -138,7 +156,8 @@ class Curves:
         for sample in samples:
             cost = cost_of(sample.operator, sample.arguments)
             features.append(features_of(sample.operator, sample.arguments, cost))
-            ratios.append(sample.device_ns / self._roof(cost, sample.arguments)[0])
+            alone = max(sample.device_ns - self._new_memory(cost), _LEAST_SHARE * sample.device_ns)
+            ratios.append(alone / self._roof(cost, sample.arguments)[0])
             host.append(sample.host_ns)
         return _Curve(np.log2(features), np.log(ratios), np.array(host))
 
@@ -152,7 +171,8 @@ def _plain(value: Any) -> Any:
 
 def _kind(operator: str, arguments: Mapping[str, Any]) -> tuple[str, str, Any]:
     """Which calls share a curve: operator, dtype, and what chooses a kernel of its own."""
-    return operator, compute_dtype(arguments), tuple(arguments.get(name) for name in _KERNELS)
+    is_broadcast = "operands" in arguments and any(arguments[name] for name in _BROADCAST)
+    return operator, compute_dtype(arguments), (*(arguments.get(name) for name in _KERNELS), is_broadcast)
 
 
 def compute_dtype(arguments: Mapping[str, Any]) -> str:

@@ -40,6 +40,8 @@ _CHOICES: Final = 6
 _EXPERTS: Final = 64
 #: Least rows of a table that is looked up.
 _TABLE: Final = 1024
+#: Channels of a map that a convolution has made.
+_CHANNELS: Final = 1024
 _EPS: Final = 1e-6
 _BICUBIC_TAPS: Final = 16
 _MAX_SUMS: Final = 2
@@ -185,9 +187,10 @@ def rms_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Ru
     return partial(module.forward, x)
 
 
-def layer_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype) -> Run:
+def layer_norm(make: Operands, *, rows: int, width: int, dtype: torch.dtype, permuted: bool) -> Run:
     """With scale and shift."""
-    x, (weight, bias) = make.tensor(dtype, 1, rows, width), (make.tensor(dtype, width) for _ in range(2))
+    x = make.tensor(dtype, width, rows).t() if permuted else make.tensor(dtype, rows, width)
+    weight, bias = (make.tensor(dtype, width) for _ in range(2))
     return lambda: F.layer_norm(x, (width,), weight, bias)
 
 
@@ -228,7 +231,15 @@ def _numbers(make: Operands, dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def elementwise(
-    make: Operands, *, elements: int, dtype: torch.dtype, operands: int, shared: int, weights: int, **_: int
+    make: Operands,
+    *,
+    elements: int,
+    dtype: torch.dtype,
+    operands: int,
+    shared: int,
+    weights: int,
+    permuted: bool,
+    **_: int,
 ) -> Run:
     """Sum or product, by what goes in: two operands; one and a scalar; one and a broadcast one; only broadcast ones."""
     broadcast = shared + weights
@@ -237,6 +248,13 @@ def elementwise(
         maps = elements // side**2
         rows, columns = _numbers(make, dtype, maps, side, 1), _numbers(make, dtype, maps, 1, side)
         return lambda: rows + columns
+    if permuted:
+        channels = math.gcd(elements, _CHANNELS)
+        x, y = (
+            make.tensor(dtype, channels, elements // channels).t(),
+            make.tensor(dtype, elements // channels, channels),
+        )
+        return lambda: x + y
     x = _numbers(make, dtype, elements)
     if operands > 1:
         y = _numbers(make, dtype, elements)

@@ -8,6 +8,7 @@ grids serve a laptop and a large GPU.
 from __future__ import annotations
 
 from itertools import product
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
@@ -60,8 +61,13 @@ class Point:
 
 def grid(dtype: str) -> tuple[Point, ...]:
     """Every point for a model of that dtype, small ones first."""
-    points = [Point(operator, dtype, arguments) for operator, make in _GRIDS.items() for arguments in make(dtype)]
-    return tuple(sorted(points, key=lambda point: sum(point.sizes.values())))
+    points = []
+    for operator, make in _GRIDS.items():
+        own = [Point(operator, dtype, arguments) for arguments in make(dtype)]
+        own.sort(key=lambda point: sum(point.sizes.values()))
+        # All operators alike: where time is short, each lacks its largest points.
+        points += [(place / len(own), point) for place, point in enumerate(own)]
+    return tuple(point for _, point in sorted(points, key=itemgetter(0)))
 
 
 def _powers(low: int, high: int, step: int = 2) -> list[int]:
@@ -81,6 +87,8 @@ _WIDTH: Final = 1280
 _CHOICES: Final = 6
 #: Rows of products: those of a decode step, of an expert's share of a prompt, and of whole prompts.
 _TOKENS: Final = (1, 2, 4, 8, 16, 32, 48, 64, 128, 256, 512, 1024, 4096)
+#: Rows of products with a vocabulary.
+_FEWER_TOKENS: Final = (1, 4, 16, 128, 512, 1024)
 #: Elements, from where only the launch counts to beyond every cache.
 _ELEMENTS: Final = (*_powers(8, 18), *_powers(20, 27, 1), 1 << 28)
 _FEWER: Final = tuple(_powers(8, 28, 4))
@@ -94,7 +102,8 @@ def _linear(dtype: str) -> list[Arguments]:
     sides = [*product((256, 1024, 4096), repeat=2), (512, 2048), (2048, 512), (2048, 2048), (8192, 8192)]
     plain = [
         {"rows": rows, "in_features": a, "out_features": b, "dtype": dtype, "bias": False}
-        for rows, (a, b) in product(_TOKENS, [*sides, (1024, _VERY_WIDE)])
+        for a, b in (*sides, (1024, _VERY_WIDE))
+        for rows in (_FEWER_TOKENS if b == _VERY_WIDE else _TOKENS)
     ]
     biased = [
         {"rows": rows, "in_features": a, "out_features": b, "dtype": dtype, "bias": True}
@@ -183,8 +192,12 @@ def _elementwise(dtype: str) -> list[Arguments]:
             (64, 32_768, dtype),
         )
     ]
+    permuted = [point | {"permuted": True} for point in two if 1 << 12 <= point["elements"] <= 1 << 24]
     # A model in fp32 has some of these twice.
-    return [dict(point) for point in dict.fromkeys(tuple(p.items()) for p in two + one + broadcast + maps)]
+    return [
+        {"permuted": False} | dict(point)
+        for point in dict.fromkeys(tuple(p.items()) for p in two + one + broadcast + maps + permuted)
+    ]
 
 
 def _reduction(dtype: str) -> list[Arguments]:
@@ -196,6 +209,14 @@ def _reduction(dtype: str) -> list[Arguments]:
 
 def _by_elements(dtype: str) -> list[Arguments]:
     return _each(elements=_ELEMENTS, dtype=(dtype,))
+
+
+def _layer_norm(dtype: str) -> list[Arguments]:
+    return [
+        point | {"permuted": permuted}
+        for permuted, rows in ((False, _powers(0, 16)), (True, _powers(6, 16)))
+        for point in _each(rows=rows, width=(1024,), dtype=(dtype,))
+    ]
 
 
 def _moved(dtype: str) -> list[Arguments]:
@@ -257,14 +278,14 @@ _GRIDS: Final[Mapping[str, Callable[[str], list[Arguments]]]] = {
     "embedding": _rows(_WIDTH),
     "sdpa": _sdpa,
     "sdpa_with_bias": _sdpa_with_bias,
-    "attention_eager": lambda dtype: _attention(dtype, heads=(8, 32), head_dims=(128,)),
+    "attention_eager": lambda dtype: _attention(dtype, heads=(8,), head_dims=(128,)),
     "causal_mask": _causal_mask,
     "rope_tables": lambda dtype: _each(positions=_powers(0, 14), half_dim=(64,), dtype=(dtype,)),
     "rope_apply": lambda dtype: [
         {"pairs": 64 * 8 * length, "table_pairs": 64 * length, "dtype": dtype} for length in _powers(0, 14)
     ],
     "rms_norm": _rows(_WIDTH),
-    "layer_norm": _rows(1024),
+    "layer_norm": _layer_norm,
     "layer_norm_2d": lambda dtype: _each(pixels=_powers(6, 16), channels=(256,), dtype=(dtype,)),
     "gelu": _by_elements,
     "silu": _by_elements,
@@ -303,8 +324,7 @@ def _scores(*sizes: tuple[int, int]) -> Callable[[Mapping[str, Any]], bool]:
 #: Which points may take long: some hundred MB, as vision encoders make of a page, and the scores of a vocabulary.
 _LARGE: Final[Mapping[str, Callable[[Mapping[str, Any]], bool]]] = {
     "linear": lambda point: (
-        (point["out_features"] == _VERY_WIDE and 128 <= point["rows"] <= 1024)
-        or (point["bias"] and point["rows"] == 4096)
+        (point["out_features"] == _VERY_WIDE and point["rows"] >= 128) or (point["bias"] and point["rows"] == 4096)
     ),
     "sdpa": _scores((8, 4096), (32, 2048)),
     "sdpa_with_bias": _scores((4, 4096), (16, 4096)),

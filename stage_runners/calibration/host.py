@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import cycle, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,12 +30,16 @@ _SIDES: Final = (512, 1024, 2048, 4096, 8192)
 #: Bytes that streaming copies move: reading and writing, from within the first cache to beyond the last.
 _COPIED: Final = tuple(1 << exponent for exponent in range(12, 30))
 #: Bytes of the tensors that are filled, new ones and kept ones.
-_FILLED: Final = tuple(1 << exponent for exponent in range(20, 29))
+_FILLED: Final = tuple(count << 20 for count in (1, 2, 4, 8, 16, 20, 24, 32, 48, 64, 128, 256))
+#: New tensors that are held at once, as by a few layers in a row: only what many hold together is given back.
+_HELD: Final = 3
+#: Of the largest tensors, as many tell what a byte of new memory costs.
+_TELLING: Final = 4
 #: glibc raises the size from which memory is new each time to that of the largest block that was given back, up to
 #: 32 MB (mallopt(3), M_MMAP_THRESHOLD): every process that has run for a while has it there.
 _GIVEN_BACK: Final = (32 << 20) - (1 << 16)
 #: Memory counts as new from where a byte costs this share of what it costs at the largest sizes.
-_FRESH_SHARE: Final = 0.5
+_FRESH_SHARE: Final = 0.3
 #: What is watched for drift: a product of this side, and a copy that moves these bytes.
 CONTROL_SIDE: Final = 512
 CONTROL_BYTES: Final = 1 << 24
@@ -124,7 +130,7 @@ def host_costs(timings: Mapping[str, Timing], fills: Mapping[tuple[str, int], Ti
 
 
 def fill_tasks(device: torch.device, most: int) -> dict[tuple[str, int], Task]:
-    """Fills of tensors that are made for it, and of one that is kept, by kind and bytes.
+    """Fills of tensors that are made for it, several in a row, and of one that is kept, by kind and bytes.
 
     Parameters
     ----------
@@ -133,12 +139,12 @@ def fill_tasks(device: torch.device, most: int) -> dict[tuple[str, int], Task]:
     most
         Bytes that may be taken.
     """
-    sizes = [size for size in _FILLED if size <= most] if device.type == "cpu" else []
+    sizes = [size for size in _FILLED if _HELD * size <= most] if device.type == "cpu" else []
     torch.empty(min(most, _GIVEN_BACK), dtype=torch.uint8)
     kept = torch.ones(sizes[-1] // 4 if sizes else 0)
 
     def fresh(size: int) -> Call:
-        return Call(lambda: torch.empty(size // 4).fill_(1))
+        return Call(lambda: [torch.empty(size // 4).fill_(1) for _ in range(_HELD)])
 
     def again(size: int) -> Call:
         return Call(partial(kept[: size // 4].fill_, 1))
@@ -164,14 +170,18 @@ def fresh_memory(timings: Mapping[tuple[str, int], Timing]) -> dict[str, Any]:
         ``fresh_byte_ns`` and ``fresh_from_bytes`` of `HostCosts`; empty where new memory costs nothing.
     """
     extra = {
-        size: (timings[kind, size].device_ns - timings["kept", size].device_ns) / size
+        size: (timings[kind, size].device_ns / _HELD - timings["kept", size].device_ns) / size
         for kind, size in timings
         if kind == "fresh" and ("kept", size) in timings
     }
     sizes = sorted(extra)
-    per_byte = sum(extra[size] for size in sizes[-2:]) / 2
-    consistent = list(takewhile(lambda size: extra[size] > max(_FRESH_SHARE * per_byte, 0.0), reversed(sizes)))
-    return {"fresh_byte_ns": per_byte, "fresh_from_bytes": consistent[-1]} if consistent else {}
+    per_byte = float(np.median([extra[size] for size in sizes[-_TELLING:]])) if sizes else 0.0
+    fresh = list(takewhile(lambda size: extra[size] > max(_FRESH_SHARE * per_byte, 0.0), reversed(sizes)))
+    if not fresh:
+        return {}
+    # Somewhere between the smallest that is new and the largest that is not.
+    kept = max((size for size in sizes if size < fresh[-1]), default=fresh[-1])
+    return {"fresh_byte_ns": per_byte, "fresh_from_bytes": math.isqrt(kept * fresh[-1])}
 
 
 def product_tasks(buffer: Buffer, dtypes: tuple[str, ...]) -> dict[tuple[str, int], Task]:

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 _LEAST_BYTES: Final = 1 << 25
 _OPERAND_BYTES: Final = 1 << 30
 _SHARE: Final = 1 / 8
-#: For each dtype of a model: its first look, its rounds, and its longest call.
-_LOOK_S: Final = 25.0
-_BUDGET_S: Final = 45.0
+#: For each dtype of a model: its first look, that and all rounds, and its longest call.
+_LOOK_S: Final = 35.0
+_TOTAL_S: Final = 85.0
 _CALL_S: Final = 0.08
 #: The longest call of a large point, of which each operator has a few.
 _LARGE_CALL_S: Final = 0.6
@@ -87,13 +87,14 @@ def calibrate(
         What it may take; default is a budget for each dtype.
     """
     started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-    limits = limits or Limits(_LOOK_S * len(dtypes), _BUDGET_S * len(dtypes), _CALL_S, _LARGE_CALL_S)
+    limits = limits or Limits(_LOOK_S * len(dtypes), _TOTAL_S * len(dtypes), _CALL_S, _LARGE_CALL_S)
     bench = _Bench(device, grid_of(dtypes) if points is None else points, dtypes)
     before = _machine()
     with DeviceTelemetry(device) as telemetry, torch.no_grad(), collector_off():
         stopwatch = bench.stopwatch()
         found = first_look(bench.tasks, stopwatch, limits, progress)
-        timings = measure(affordable(found, limits), stopwatch, limits, progress)
+        left_s = limits.total_s - (time.monotonic() - clock)
+        timings = measure(affordable(found, limits, left_s), stopwatch, limits, left_s, progress)
     result = bench.read(timings)
     state = _state(before) | {
         "seconds": round(time.monotonic() - clock, 1),

@@ -22,6 +22,7 @@ from analytic.model import operations
 from analytic.operators import OPERATORS
 from analytic.predict import category_rows, module_rows, predict
 from analytic.routing import CountedLoad, Routing
+from analytic.timing.datasheet import from_datasheet
 from analytic.workload import Workload
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def test_everything_between_two_forwards(ngram: int) -> None:
         tape = Tape(Policy())
         length = workload.seq_len + forward - 1
         note_sampling(tape.at("", 1), vocabulary=TINY.decoder.vocab_size, length=length, ngram=ngram)
-        each = [total(steps) for _, _, steps in tape.sequence]
+        each = [total(steps) for _, _, _, steps in tape.sequence]
         expected["between", forward] = Dispatched(sum(one.kernels for one in each), sum(one.views for one in each))
     assert {key: value for key, value in found.items() if key in expected} == expected
 
@@ -244,23 +245,24 @@ def test_an_experts_tokens_are_cut_out_before_it_is_called() -> None:
     tape, model = Tape(Policy()), analytic_model(TINY)
     step = SequenceShape(3, 1, 100, causal=False, loads=loads)
     model.family.decode(model.family.build(model.config), tape, step, 1)
-    called = {path: number for number, (path, _, steps) in enumerate(tape.sequence) if steps is None}
+    called = {path: number for number, (path, _, _, steps) in enumerate(tape.sequence) if steps is None}
     for layer in layers:
         for expert in np.flatnonzero(counts):
-            where, _, steps = tape.sequence[called[f"model.layers.{layer}.mlp.experts.{expert}"] - 1]
+            where, _, _, steps = tape.sequence[called[f"model.layers.{layer}.mlp.experts.{expert}"] - 1]
             assert where == f"model.layers.{layer}.mlp"
             assert [call.operator for call in steps.calls] == [OPERATORS["view"]]
 
 
 def test_what_keeps_only_the_host_busy_is_no_work_of_the_device() -> None:
-    """A module of nothing but views has no bound, and no category."""
-    prediction = predict(analytic_model(TINY), TALL, hardware=load_hardware("h100-sxm"), policy=Policy())
+    """A module of nothing but views has no category, and no time on the device."""
+    device = from_datasheet(load_hardware("h100-sxm"))
+    prediction = predict(analytic_model(TINY), TALL, device=device, policy=Policy())
     noted = {(each.operation.stage, each.operation.module_path) for each in prediction.operations}
     assert ("vision", "model.sam_model.patch_embed") in noted
     rows = {(row.stage, row.module_path): row for row in module_rows(prediction)}
     idle = rows["vision", "model.sam_model.patch_embed"]
-    assert idle.bound is None
-    assert idle.predicted_ns == 0
+    assert idle.predicted_device_ns == 0
+    assert idle.predicted_host_ns > 0
     categories = category_rows(prediction)
     assert "other" not in {row.operator_category for row in categories}
     assert idle.module_path not in {row.module_path for row in categories}

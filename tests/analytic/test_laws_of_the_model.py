@@ -19,6 +19,7 @@ from analytic.layers.base import Policy, SequenceShape, Tape
 from analytic.model import ATTENTION_FLOPS, ATTENTIONS, STAGES, Work, deepseek_ocr, operations
 from analytic.predict import Prediction, predict, subtree_totals
 from analytic.routing import PLANS, Counts, Plan, PlannedLoad, Routing
+from analytic.timing.datasheet import from_datasheet
 from analytic.workload import Workload
 
 BASE = deepseek_ocr(variant_config("deepseek-ocr-v1-base"))
@@ -200,7 +201,7 @@ def some_routing(rng: np.random.Generator, tokens: int, rows: int, skew: float) 
 def decoder_totals(prediction: Prediction) -> tuple[Cost, int, int]:
     """Cost and nanoseconds of the decoder, and how many roundings are in them."""
     inside = [each for each in prediction.operations if each.operation.stage != "vision"]
-    nanoseconds = sum(each.predicted_device_ns for each in inside)
+    nanoseconds = sum(each.times.datasheet_ns for each in inside)
     return total(each.operation.cost for each in inside), nanoseconds, len(inside)
 
 
@@ -220,7 +221,7 @@ def test_no_routing_costs_more_than_the_worst(text: int, batch: int, steps: int,
         {layer: some_routing(rng, batch, steps, skew) for layer in SIZES.layers},
         "measured",
     )
-    arguments: dict[str, Any] = {"hardware": SLOW, "policy": Policy()}
+    arguments: dict[str, Any] = {"device": from_datasheet(SLOW), "policy": Policy()}
     worst, nanoseconds, roundings = decoder_totals(predict(TINY, workload, routing="worst", **arguments))
     for other in (measured, "balanced"):
         cost, ns, more_roundings = decoder_totals(predict(TINY, workload, routing=other, **arguments))

@@ -19,6 +19,7 @@ from analytic.layers.base import Policy
 from analytic.model import STAGES, deepseek_ocr
 from analytic.predict import predict
 from analytic.sweep import Points, evaluate
+from analytic.timing.datasheet import from_datasheet
 from analytic.workload import Workload
 
 TINY = deepseek_ocr(variant_config("deepseek-ocr-v1-tiny"))
@@ -43,7 +44,7 @@ def check(model, workloads, policy, routing, devices=DEVICES):
     found = evaluate(model, points(workloads), hardware=devices, policy=policy, routing=routing)
     for index, workload in enumerate(workloads):
         for device in devices:
-            alone = predict(model, workload, hardware=device, policy=policy, routing=routing)
+            alone = predict(model, workload, device=from_datasheet(device), policy=policy, routing=routing)
             for stage in STAGES:
                 mine = [each for each in alone.operations if each.operation.stage == stage]
                 for column in COST_COLUMNS:
@@ -53,7 +54,7 @@ def check(model, workloads, policy, routing, devices=DEVICES):
                 for each in mine:
                     part = model.family.part(each.operation.module_path)
                     flops[part] += each.operation.cost.tensor_flops
-                    times[part] += each.predicted_device_ns
+                    times[part] += each.times.datasheet_ns
                 for part, expected in flops.items():
                     assert found.part_flops.get((stage, part), np.zeros(index + 1))[index] == expected
                 for part, expected in times.items():

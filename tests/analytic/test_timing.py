@@ -11,11 +11,12 @@ import pytest
 from analytic.config import variant_config
 from analytic.cost import FP32, MODEL_DTYPES
 from analytic.generation import note_sampling
-from analytic.layers.base import Policy, Tape
+from analytic.hardware import load_hardware
+from analytic.layers.base import Moment, Policy, Tape
 from analytic.model import STAGES, deepseek_ocr, operations
 from analytic.operators import OPERATORS, host_loop, to_host, view
 from analytic.timing.calibration import Calibration, HostCosts, Sample
-from analytic.timing.clocks import simulate
+from analytic.timing.clocks import Spent, simulate
 from analytic.timing.curves import Curves
 from analytic.timing.workload import SAMPLING, time_workload
 from analytic.workload import Workload
@@ -26,6 +27,7 @@ FLOOR_NS, FLOPS_PER_NS, BYTES_PER_NS = 1000.0, 1000.0, 10.0
 ONE_CLOCK = HostCosts(
     module_call_ns=500.0,
     dispatch_ns=700.0,
+    operator_ns=0.0,
     loop_turn_ns=10.0,
     launch_ns=0.0,
     kernel_floor_ns=FLOOR_NS,
@@ -35,6 +37,7 @@ TWO_CLOCKS = attrs.evolve(ONE_CLOCK, launch_ns=3000.0)
 DEVICE = Calibration(
     device="made by hand",
     kind="cpu",
+    hardware=load_hardware("cpu-generic"),
     samples=(),
     host=ONE_CLOCK,
     tensor_flops_per_s={"bfloat16": FLOPS_PER_NS * 1e9, "float32": FLOPS_PER_NS * 1e9 / 4},
@@ -179,6 +182,20 @@ def test_the_example_of_the_documentation() -> None:
 # Clocks
 
 
+def moment(path, steps=None, *, times=1):
+    """A call of a module, or an operator that it runs."""
+    return Moment(path, "" if steps is None else "work", times, steps)
+
+
+def own(timeline, path):
+    """What a module spends itself."""
+    total = Spent()
+    for (where, _), spent in timeline.places.items():
+        if where == path:
+            total.add(spent)
+    return total
+
+
 def kernels(device_ns, host_ns):
     """One operator that takes these times, whatever the device's ceilings are."""
     call = call_of("silu", 1024, BF16)
@@ -187,28 +204,28 @@ def kernels(device_ns, host_ns):
 
 def test_a_processor_takes_everything_in_turn() -> None:
     steps, curves = kernels(5000.0, 0.0)
-    sequence = [("", 1, None), ("a", 1, None), ("a", 1, steps), ("a", 1, steps), ("", 1, view() * 3)]
+    sequence = [moment(""), moment("a"), moment("a", steps), moment("a", steps), moment("", view() * 3)]
     found = simulate(sequence, curves, ONE_CLOCK)
     assert found.wall_ns == pytest.approx(2 * 500 + 2 * 5000 + 3 * 700)
     assert found.busy_ns == pytest.approx(10_000)
-    assert found.modules["a"].wall_ns == pytest.approx(500 + 10_000)
-    assert found.modules[""].by_cause == {"host": pytest.approx(500 + 3 * 700)}
+    assert own(found, "a").wall_ns == pytest.approx(500 + 10_000)
+    assert own(found, "").by_cause == {"host": pytest.approx(500 + 3 * 700)}
 
 
 def test_a_slow_host_leaves_gaps_on_the_device() -> None:
     # Launched at 8, 16, 24 us; each arrives 3 us later and is done 2 us after that, before the next one arrives.
     steps, curves = kernels(2000.0, 8000.0)
-    found = simulate([("a", 1, steps)] * 3, curves, TWO_CLOCKS)
+    found = simulate([moment("a", steps)] * 3, curves, TWO_CLOCKS)
     assert found.wall_ns == pytest.approx(3 * 8000 + 3000 + 2000)
     assert found.busy_ns == pytest.approx(3 * 2000)
     assert found.idle_ns == pytest.approx(found.wall_ns - 6000)
     # Every gap waits for the host: the first launch and its way, and then 8 us less the 2 us of the kernel before.
-    assert found.modules["a"].by_cause["host"] == pytest.approx(11_000 + 2 * 6000)
+    assert own(found, "a").by_cause["host"] == pytest.approx(11_000 + 2 * 6000)
 
 
 def test_a_slow_device_is_always_busy() -> None:
     steps, curves = kernels(8000.0, 2000.0)
-    found = simulate([("a", 1, steps)] * 3, curves, TWO_CLOCKS)
+    found = simulate([moment("a", steps)] * 3, curves, TWO_CLOCKS)
     assert found.wall_ns == pytest.approx(2000 + 3000 + 3 * 8000)
     assert found.idle_ns == pytest.approx(5000)
 
@@ -216,34 +233,41 @@ def test_a_slow_device_is_always_busy() -> None:
 def test_reading_back_waits_for_the_device_and_the_next_launch_waits_for_the_host() -> None:
     steps, curves = kernels(8000.0, 2000.0)
     # Done at 13 us, read back at 13.09; then launched at 15.09, arrived at 18.09, done at 26.09.
-    found = simulate([("a", 1, steps), ("b", 1, to_host(1, BF16)), ("a", 1, steps)], curves, TWO_CLOCKS)
+    found = simulate([moment("a", steps), moment("b", to_host(1, BF16)), moment("a", steps)], curves, TWO_CLOCKS)
     assert found.wall_ns == pytest.approx(26_090)
-    assert found.modules["b"].wall_ns == pytest.approx(90)
-    without = simulate([("a", 1, steps)] * 2, curves, TWO_CLOCKS)
+    assert own(found, "b").wall_ns == pytest.approx(90)
+    without = simulate([moment("a", steps)] * 2, curves, TWO_CLOCKS)
     assert found.wall_ns - without.wall_ns == pytest.approx(90 + 2000 + 3000)
 
 
 def test_host_work_hides_behind_a_busy_device_and_shows_on_an_idle_one() -> None:
     steps, curves = kernels(8000.0, 2000.0)
-    hidden = simulate([("a", 1, steps), ("b", 1, host_loop(100))], curves, TWO_CLOCKS)
-    assert hidden.modules["b"].wall_ns == 0
-    assert hidden.modules["b"].host_ns == pytest.approx(1000)
-    shown = simulate([("a", 1, steps), ("b", 1, host_loop(5000))], curves, TWO_CLOCKS)
+    hidden = simulate([moment("a", steps), moment("b", host_loop(100))], curves, TWO_CLOCKS)
+    assert own(hidden, "b").wall_ns == 0
+    assert own(hidden, "b").host_ns == pytest.approx(1000)
+    shown = simulate([moment("a", steps), moment("b", host_loop(5000))], curves, TWO_CLOCKS)
     assert shown.wall_ns == pytest.approx(2000 + 50_000)
-    assert shown.modules["b"].wall_ns == pytest.approx(2000 + 50_000 - 13_000)
+    assert own(shown, "b").wall_ns == pytest.approx(2000 + 50_000 - 13_000)
 
 
 def test_an_operator_noted_several_times_runs_as_often() -> None:
     steps, curves = kernels(5000.0, 0.0)
-    assert simulate([("a", 2, steps * 3)], curves, ONE_CLOCK).wall_ns == pytest.approx(6 * 5000)
+    assert simulate([moment("a", steps * 3, times=2)], curves, ONE_CLOCK).wall_ns == pytest.approx(6 * 5000)
 
 
 # Workloads
 
 
+def time_of(workload, device=DEVICE, *, policy=None, routing="balanced"):
+    """Simulate a workload of the tiny model."""
+    policy = policy or Policy()
+    work = operations(TINY, workload, policy=policy, routing=routing)
+    return time_workload(TINY, workload, work, device, policy=policy)
+
+
 @pytest.fixture(params=[ONE_CLOCK, TWO_CLOCKS], ids=["one clock", "two clocks"])
 def timed(request):
-    return time_workload(TINY, PAGE, attrs.evolve(DEVICE, host=request.param), policy=Policy())
+    return time_of(PAGE, attrs.evolve(DEVICE, host=request.param))
 
 
 def test_what_the_modules_spend_adds_up_to_every_stage(timed) -> None:
@@ -297,7 +321,7 @@ def test_on_one_clock_a_workload_takes_what_its_calls_take() -> None:
             expected[operation.stage] += host_and_device(steps) * (1 if sizes == calls else calls)
     for (stage, _), calls in work.calls.items():
         expected[stage] += calls * ONE_CLOCK.module_call_ns
-    timed = time_workload(TINY, PAGE, DEVICE, policy=Policy())
+    timed = time_of(PAGE)
     assert SAMPLING not in timed["vision"].modules
     for stage in STAGES:
         sampling = timed[stage].modules[SAMPLING].wall_ns if stage != "vision" else 0.0
@@ -305,7 +329,7 @@ def test_on_one_clock_a_workload_takes_what_its_calls_take() -> None:
 
 
 def test_choosing_a_token_is_charged_after_every_forward_but_vision() -> None:
-    timed = time_workload(TINY, PAGE, DEVICE, policy=Policy())
+    timed = time_of(PAGE)
 
     def chosen(length):
         tape = Tape(Policy())
@@ -320,11 +344,11 @@ def test_choosing_a_token_is_charged_after_every_forward_but_vision() -> None:
 
 def test_decode_forwards_between_the_simulated_ones_lie_on_straight_lines() -> None:
     long = attrs.evolve(PAGE, max_new_tokens=60)
-    timed = time_workload(TINY, long, DEVICE, policy=Policy())["decode"]
+    timed = time_of(long)["decode"]
     assert len(timed.forwards) < 59
-    every = time_workload(TINY, attrs.evolve(long, max_new_tokens=2), DEVICE, policy=Policy())["decode"].wall_ns
+    every = time_of(attrs.evolve(long, max_new_tokens=2))["decode"].wall_ns
     one_by_one = sum(
-        time_workload(TINY, shifted, DEVICE, policy=Policy())["decode"].wall_ns
+        time_of(shifted)["decode"].wall_ns
         for shifted in (attrs.evolve(long, max_new_tokens=2, text_tokens=7 + step) for step in range(59))
     )
     assert every < timed.wall_ns
@@ -334,12 +358,12 @@ def test_decode_forwards_between_the_simulated_ones_lie_on_straight_lines() -> N
 def test_fused_causal_attention_is_charged_for_what_it_computes() -> None:
     slow = attrs.evolve(DEVICE, tensor_flops_per_s={"bfloat16": 1e9, "float32": 1e9})
     walls = {
-        name: time_workload(TINY, PAGE, slow, policy=Policy(attention_flops=name))["prefill"].wall_ns
+        name: time_of(PAGE, slow, policy=Policy(attention_flops=name))["prefill"].wall_ns
         for name in ("full", "executed", "counter")
     }
     assert len(set(walls.values())) == 1
 
 
 def test_without_a_decode_forward_decode_takes_no_time() -> None:
-    timed = time_workload(TINY, attrs.evolve(PAGE, max_new_tokens=1), DEVICE, policy=Policy())["decode"]
+    timed = time_of(attrs.evolve(PAGE, max_new_tokens=1))["decode"]
     assert (timed.wall_ns, timed.busy_ns, timed.forwards) == (0, 0, ())
