@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from analytic.config import ModelConfig
     from analytic.families.base import FamilyConfig, ModelFamily, ModuleNode
+    from analytic.layers.base import Moment
     from analytic.operators import Steps
     from analytic.routing import Counts, Plan
     from analytic.workload import Workload
@@ -103,6 +104,8 @@ class Work:
         Tokens per expert that was assumed.
     kv_lengths
         Cached positions after each decode forward.
+    vision
+        Everything that the vision stage runs, in its order.
     """
 
     tree: tuple[ModuleNode, ...]
@@ -110,6 +113,7 @@ class Work:
     calls: dict[tuple[Stage, str], int]
     routing: Routing
     kv_lengths: Counts
+    vision: Sequence[Moment] = attrs.field(repr=False)
 
 
 def checked_policy(policy: Policy) -> Policy:
@@ -174,6 +178,7 @@ def operations(
         calls={(stage, path): calls for stage, tape in tapes.items() for path, calls in tape.calls.items()},
         routing=routing,
         kv_lengths=lengths,
+        vision=tapes["vision"].sequence,
     )
 
 

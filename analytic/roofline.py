@@ -39,7 +39,10 @@ def device_time(runs: Iterable[tuple[int, Cost]], hardware: Hardware, dtype: str
     bandwidth = hardware.memory_bytes_per_s.value
     seconds = 0.0
     for calls, cost in runs:
-        compute = np.asarray(cost.tensor_flops / tensor_peak + cost.vector_flops / vector_peak)
-        longest = np.maximum(compute, np.asarray(cost.bytes_total / bandwidth))
-        seconds += float(longest.sum()) if longest.ndim else float(longest) * calls
+        compute = cost.tensor_flops / tensor_peak + cost.vector_flops / vector_peak
+        memory = cost.bytes_total / bandwidth
+        if isinstance(compute, np.ndarray) or isinstance(memory, np.ndarray):
+            seconds += float(np.maximum(compute, memory).sum())
+        else:
+            seconds += max(compute, memory) * calls
     return round(seconds * _NS_PER_S)

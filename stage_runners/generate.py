@@ -30,7 +30,7 @@ class Generation:
     Attributes
     ----------
     tokens
-        Generated ids; ``tokens[0]`` comes from the prefill, ``tokens[s]`` from decode step s.
+        Generated ids of the batch's first row; ``tokens[0]`` comes from the prefill, ``tokens[s]`` from decode step s.
     """
 
     def __init__(self, model: nn.Module, inputs: ModelInputs) -> None:
@@ -84,5 +84,5 @@ class Generation:
         best = scores.argmax(dim=-1)
         self._ids = torch.cat([self._ids, best[:, None]], dim=-1)
         # Reading the token back waits for the device, as the stopping test of the published loop does.
-        self.tokens.append(int(best))
+        self.tokens.append(best.tolist()[0])
         return self.tokens[-1]

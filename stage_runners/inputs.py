@@ -32,14 +32,14 @@ class ModelInputs:
     Attributes
     ----------
     input_ids
-        (1, T) int64: begin of sequence, image placeholders, text.
+        (B, T) int64: begin of sequence, image placeholders, text.
     images
-        One pair of tiles (n, 3, image_size, image_size) and global view (1, 3, base_size, base_size). Without tiles
+        B pairs of tiles (n, 3, image_size, image_size) and global view (1, 3, base_size, base_size). Without tiles
         the former is (1, 3, base_size, base_size) zeros, which the model takes as "none".
     images_seq_mask
-        (1, T) bool: true where an image placeholder stands.
+        (B, T) bool: true where an image placeholder stands.
     images_spatial_crop
-        (1, 2) int64, always on the CPU: columns and rows of the tile grid, 1 and 1 without tiles.
+        (B, 2) int64, always on the CPU: columns and rows of the tile grid, 1 and 1 without tiles.
     workload
         The workload, with the page's size.
     """
@@ -78,14 +78,14 @@ def workload_for_page(workload: Workload, page: Page) -> Workload:
 
 
 def build_inputs(page: Page, workload: Workload, decoder: DecoderConfig, *, seed: int) -> ModelInputs:
-    """Cut a page into views and write the prompt around it.
+    """Cut a page into views and write the prompt around it; every row of a batch has the page, and a text of its own.
 
     Parameters
     ----------
     page
         The page; its own size replaces the workload's.
     workload
-        View sizes, crop mode and number of text tokens.
+        View sizes, crop mode, number of text tokens, and batch size.
     decoder
         Vocabulary, special ids and longest sequence.
     seed
@@ -99,8 +99,7 @@ def build_inputs(page: Page, workload: Workload, decoder: DecoderConfig, *, seed
     Raises
     ------
     InputError
-        If the sequence is longer than the model's, the workload asks for more than one page per batch, or the
-        published model would skip one of the views.
+        If the sequence is longer than the model's, or the published model would skip one of the views.
     """
     workload = workload_for_page(workload, page)
     _check_fits(workload, decoder)
@@ -112,23 +111,18 @@ def build_inputs(page: Page, workload: Workload, decoder: DecoderConfig, *, seed
     else:
         tiles = _normalised(_cut(page.image, grid, workload.image_size))
         _check_seen(page, "the tiles", tiles)
-    mask = torch.zeros((1, workload.seq_len), dtype=torch.bool)
+    mask = torch.zeros((workload.batch_size, workload.seq_len), dtype=torch.bool)
     mask[:, 1 : 1 + workload.image_tokens] = True
     return ModelInputs(
         input_ids=_prompt(workload, decoder, seed),
-        images=[(tiles, view)],
+        images=[(tiles, view)] * workload.batch_size,
         images_seq_mask=mask,
-        images_spatial_crop=torch.tensor([grid or (1, 1)], dtype=torch.int64),
+        images_spatial_crop=torch.tensor([grid or (1, 1)] * workload.batch_size, dtype=torch.int64),
         workload=workload,
     )
 
 
 def _check_fits(workload: Workload, decoder: DecoderConfig) -> None:
-    if workload.batch_size != 1:
-        raise InputError(
-            f"workload {workload.id} has batch_size {workload.batch_size}, a run takes one page at a time; "
-            "choose a workload with batch_size 1 with --workload"
-        )
     if workload.positions > decoder.max_position_embeddings:
         raise InputError(
             f"workload {workload.id} needs {workload.positions} positions ({workload.seq_len} of the prompt and "
@@ -168,6 +162,6 @@ def _check_seen(page: Page, what: str, values: torch.Tensor) -> None:
 def _prompt(workload: Workload, decoder: DecoderConfig, seed: int) -> torch.Tensor:
     special = [decoder.bos_token_id, decoder.eos_token_id, decoder.image_token_id]
     words = np.setdiff1d(np.arange(decoder.vocab_size), special)
-    text = np.random.default_rng(seed).choice(words, size=workload.text_tokens - 1)
-    ids = [decoder.bos_token_id, *[decoder.image_token_id] * workload.image_tokens, *text.tolist()]
-    return torch.tensor([ids], dtype=torch.int64)
+    texts = np.random.default_rng(seed).choice(words, size=(workload.batch_size, workload.text_tokens - 1))
+    head = [decoder.bos_token_id, *[decoder.image_token_id] * workload.image_tokens]
+    return torch.tensor([[*head, *text] for text in texts.tolist()], dtype=torch.int64)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from analytic.workload import Workload
 
 #: Decode forwards that are simulated; between them a forward's time is taken as a straight line of its cached length.
-_SIMULATED: Final = 5
+_SIMULATED: Final = 3
 #: Stands for a module where the next token is chosen, outside every module.
 SAMPLING: Final = "(sampling)"
 #: The last number in a path: which member of a list of layers it is.
@@ -103,9 +103,7 @@ class _Bench:
 
     def vision(self) -> Timeline:
         """All views of all pages."""
-        tape = Tape(self._policy)
-        self._family.encode_page(self._root, tape, self._workload.layout, self._workload.batch_size)
-        return simulate(tape.sequence, self._curves, self._host)
+        return simulate(self._work.vision, self._curves, self._host)
 
     def prefill(self) -> Timeline:
         """Laying out the pages, and the decoder on the prompt."""

@@ -20,10 +20,10 @@ _QUICK_WORKLOADS: Final = 4
 _QUICK_TOKENS: Final = 3
 
 
-def _workload(grid: Grid | None, base: int, image: int, text: int, tokens: int) -> Workload:
+def _workload(grid: Grid | None, base: int, image: int, text: int, tokens: int, batch: int = 1) -> Workload:
     shape = "whole" if grid is None else f"{grid[0]}x{grid[1]}-{image}"
     return Workload(
-        id=f"{shape}-{base}-text{text}",
+        id=f"{shape}-{base}-text{text}" + (f"-batch{batch}" if batch > 1 else ""),
         page_width=900,
         page_height=1200,
         crop_mode=grid is not None,
@@ -32,21 +32,22 @@ def _workload(grid: Grid | None, base: int, image: int, text: int, tokens: int) 
         image_size=image,
         text_tokens=text,
         max_new_tokens=tokens,
+        batch_size=batch,
     )
 
 
-#: Short and long prompts, short and long generations, one view and ten; cheap ones first.
+#: Short and long prompts, short and long generations, one view and ten, a batch; cheap ones first.
 WORKLOADS: Final = (
-    _workload(None, 512, 640, text=19, tokens=24),
-    _workload(None, 640, 640, text=200, tokens=12),
-    _workload(None, 512, 640, text=900, tokens=12),
-    _workload((1, 2), 640, 512, text=9, tokens=16),
-    _workload(None, 512, 640, text=9, tokens=64),
-    _workload((2, 2), 512, 512, text=19, tokens=12),
-    _workload(None, 1024, 640, text=19, tokens=8),
-    _workload((3, 3), 512, 512, text=19, tokens=8),
-    _workload((1, 2), 1024, 640, text=19, tokens=16),
-    _workload((2, 3), 640, 640, text=9, tokens=12),
+    _workload(None, 512, 640, text=40, tokens=20),
+    _workload(None, 640, 640, text=300, tokens=16),
+    _workload(None, 512, 640, text=700, tokens=10),
+    _workload((1, 2), 640, 512, text=30, tokens=12),
+    _workload(None, 512, 640, text=15, tokens=48),
+    _workload(None, 512, 640, text=25, tokens=16, batch=2),
+    _workload((2, 2), 512, 512, text=60, tokens=10),
+    _workload(None, 1024, 640, text=10, tokens=12),
+    _workload((1, 2), 1024, 640, text=30, tokens=24),
+    _workload((3, 2), 640, 640, text=15, tokens=10),
 )
 
 

@@ -43,8 +43,8 @@ _LEAST_BYTES: Final = 1 << 25
 _OPERAND_BYTES: Final = 1 << 30
 _SHARE: Final = 1 / 8
 #: For each dtype of a model: its first look, that and all rounds, and its longest call.
-_LOOK_S: Final = 35.0
-_TOTAL_S: Final = 85.0
+_LOOK_S: Final = 30.0
+_TOTAL_S: Final = 78.0
 _CALL_S: Final = 0.08
 #: The longest call of a large point, of which each operator has a few.
 _LARGE_CALL_S: Final = 0.6

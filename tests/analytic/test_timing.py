@@ -15,6 +15,7 @@ from analytic.hardware import load_hardware
 from analytic.layers.base import Moment, Policy, Tape
 from analytic.model import STAGES, deepseek_ocr, operations
 from analytic.operators import OPERATORS, host_loop, to_host, view
+from analytic.routing import Routing
 from analytic.timing.calibration import Calibration, HostCosts, Sample
 from analytic.timing.clocks import Spent, simulate
 from analytic.timing.curves import Curves
@@ -130,6 +131,10 @@ def test_large_results_pay_for_new_memory() -> None:
     for elements, results in ((1 << 18, 0), (1 << 19, 1 << 20), (1 << 20, 1 << 21)):
         call = call_of("silu", elements, BF16)
         assert curves.time(call).device_ns == pytest.approx(by_law(call) + 0.5 * results, rel=1e-12)
+    # A slow operator does not make its memory dearer.
+    small, large = (call_of("silu", elements, BF16) for elements in (1 << 18, 1 << 20))
+    slow = Curves(with_samples(sample(small, by_law(small, 5.0)), host=host))
+    assert slow.time(large).device_ns == pytest.approx(by_law(large, 5.0) + 0.5 * (1 << 21), rel=1e-9)
 
 
 def test_host_times_are_interpolated_too() -> None:
@@ -154,6 +159,30 @@ def test_causal_attention_has_a_curve_of_its_own() -> None:
     curves = Curves(with_samples(*(sample(attention(name), by_law(attention(name), f)) for name, f in factors.items())))
     for name, factor in factors.items():
         assert curves.time(attention(name)).device_ns == pytest.approx(by_law(attention(name), factor), rel=1e-9)
+
+
+def test_a_kernel_without_samples_takes_those_of_its_operator() -> None:
+    def added(operands, **options):
+        return call_of("elementwise", 1 << 16, BF16, operands=operands, **options)
+
+    known = {2: 3.0, 1: 7.0}
+    samples = [sample(added(operands), by_law(added(operands), factor)) for operands, factor in known.items()]
+    curves = Curves(with_samples(*samples))
+    for operands, factor in known.items():
+        assert curves.time(added(operands)).device_ns == pytest.approx(by_law(added(operands), factor), rel=1e-9)
+    pooled = curves.time(added(2, permuted=True))
+    assert 3.0 < pooled.device_ns / by_law(added(2)) < 7.0
+    own = Curves(with_samples(*samples, sample(added(2, permuted=True), by_law(added(2), 20.0))))
+    assert own.time(added(2, permuted=True)).device_ns == pytest.approx(by_law(added(2), 20.0), rel=1e-9)
+
+
+def test_weights_come_from_memory_however_small_they_are() -> None:
+    """A copy of as many bytes stays in a cache; the weights that a model reads once per forward do not."""
+    cached = attrs.evolve(DEVICE, memory_bytes_per_s={1 << 12: 100 * BYTES_PER_NS * 1e9, 1 << 28: BYTES_PER_NS * 1e9})
+    activations, weights = 2 * 256 * 2, 256 * 256 * 2
+    copy_ns = Curves(cached).time(call_of("copy", activations // 4, BF16)).roof_ns - FLOOR_NS
+    expected = FLOOR_NS + copy_ns + weights / BYTES_PER_NS
+    assert Curves(cached).time(linear(1)).roof_ns == pytest.approx(expected, rel=1e-9)
 
 
 def test_what_runs_as_several_operators_is_their_sum_unless_it_was_measured_whole() -> None:
@@ -353,6 +382,28 @@ def test_decode_forwards_between_the_simulated_ones_lie_on_straight_lines() -> N
     )
     assert every < timed.wall_ns
     assert timed.wall_ns == pytest.approx(one_by_one, rel=1e-3)
+
+
+def test_experts_that_no_simulated_forward_chose_are_charged_for_their_calls() -> None:
+    """One expert has a token in the second forward alone, which is not simulated."""
+    long = attrs.evolve(PAGE, max_new_tokens=9)
+    sizes, forwards = TINY.config.experts, long.max_new_tokens - 1
+    usual = np.zeros((forwards, sizes.experts), np.int64)
+    usual[:, : sizes.per_token] = 1
+    rare = usual.copy()
+    rare[1, 0], rare[1, -1] = 0, 1
+    planned = Routing.planned("balanced", sizes, tokens=long.seq_len, forwards=range(1, 9), batch_size=1)
+    found = {
+        name: time_of(long, routing=attrs.evolve(planned, decode=dict.fromkeys(sizes.layers, counts)))["decode"]
+        for name, counts in (("usual", usual), ("rare", rare))
+    }
+    layer = f"model.layers.{sizes.layers[0]}.mlp.experts"
+    spent = {name: stage.modules for name, stage in found.items()}
+    each = spent["usual"][f"{layer}.0.gate_proj"].wall_ns / forwards
+    assert f"{layer}.{sizes.experts - 1}.gate_proj" not in spent["usual"]
+    assert spent["rare"][f"{layer}.{sizes.experts - 1}.gate_proj"].wall_ns == pytest.approx(each, rel=1e-9)
+    assert spent["rare"][f"{layer}.0.gate_proj"].wall_ns == pytest.approx(each * (forwards - 1), rel=1e-9)
+    assert found["rare"].wall_ns == pytest.approx(found["usual"].wall_ns, rel=1e-9)
 
 
 def test_fused_causal_attention_is_charged_for_what_it_computes() -> None:

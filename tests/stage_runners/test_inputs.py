@@ -211,10 +211,18 @@ def test_longest_sequence() -> None:
         build_inputs(page, workload_of(page, max_new_tokens=24), decoder, seed=0)
 
 
-def test_batches_are_refused() -> None:
+def test_every_row_of_a_batch_has_the_page_and_a_text_of_its_own() -> None:
     page = plain(64, 64)
-    with pytest.raises(InputError, match=r"batch_size 4, .*--workload"):
-        build_inputs(page, workload_of(page, batch_size=4), BASE, seed=0)
+    alone = build_inputs(page, workload_of(page), BASE, seed=0)
+    inputs = build_inputs(page, workload_of(page, batch_size=3), BASE, seed=0)
+    assert inputs.input_ids.shape == inputs.images_seq_mask.shape == (3, alone.workload.seq_len)
+    assert torch.equal(inputs.images_seq_mask, alone.images_seq_mask.expand(3, -1))
+    assert len(inputs.images) == 3
+    assert all(torch.equal(view, alone.images[0][1]) for _, view in inputs.images)
+    assert inputs.images_spatial_crop.tolist() == [[1, 1]] * 3
+    placed = torch.where(inputs.images_seq_mask, inputs.input_ids, -1)
+    assert torch.equal(placed[0], placed[1])
+    assert len({tuple(row) for row in inputs.input_ids.tolist()}) == 3
 
 
 def balanced(width: int, height: int) -> Image.Image:
