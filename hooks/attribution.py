@@ -11,7 +11,7 @@ from attrs import frozen
 
 from hooks.categories import kernel_families, operator_categories
 from hooks.clock import TOLERANCE_NS
-from hooks.columns import NONE, ints, take_ints, take_texts
+from hooks.columns import CODED, NONE, each_distinct, ints, is_text, take_rows
 from hooks.errors import TraceError
 from hooks.intervals import NEVER, innermost, match_rows, shared_codes
 from hooks.nvtx_ranges import DOMAIN
@@ -19,7 +19,7 @@ from hooks.recording import ATTRIBUTED
 from hooks.tables import KERNELS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -139,15 +139,17 @@ def attribute_to_ranges(recording: Recording, ranges: pa.Table | None = None) ->
         "thread_not_traced": ~np.isin(at_lane, lane),
         "outside_any_module": row == NONE,
     }
-    # The index of the first that holds; a last one that always does stands for "none".
-    first = np.argmax([*checks.values(), np.ones(len(row), bool)], axis=0)
-    own = np.where(first == len(checks), row, NONE)
+    # The first that holds is given, so it is put last.
+    first = np.full(len(row), NONE)
+    for number, holds in reversed([*enumerate(checks.values())]):
+        first[holds] = number
+    own = np.where(first == NONE, row, NONE)
     columns = {name: events[name] for name in events.column_names}
     columns |= {
-        "range_id": take_ints(ints(ranges["range_id"]), own),
-        "range_name": take_texts(ranges["name"], own),
-        "unclassified_reason": pa.array([*checks, None]).take(pa.array(first)),
-        "attribution_note": pc.if_else(pc.equal(events["kind"], "graph"), "graph_not_expanded", None),
+        "range_id": take_rows(ranges["range_id"], own),
+        "range_name": take_rows(ranges["name"], own),
+        "unclassified_reason": take_rows(pa.array([*checks], CODED), first),
+        "attribution_note": each_distinct(_notes, events["kind"]),
     }
     return pa.table(columns, schema=ATTRIBUTED)
 
@@ -171,14 +173,18 @@ def ranges_of_modules(recording: Recording, modules: Mapping[str, str]) -> tuple
         The ranges of modules (schema `hooks.recording.RANGES`), named by path; and the texts of all others, sorted.
     """
     ranges = recording.ranges
-    ours = pc.is_in(ranges["domain"], pa.array([DOMAIN]))
-    named = pc.is_in(ranges["name"], pa.array(list(modules), pa.string()))
-    matches = pc.and_(named, ours) if pc.any(ours).as_py() else named
-    found = ranges.filter(matches)
-    place = pc.index_in(found["name"], pa.array(list(modules), pa.string()))
-    paths = pa.array(list(modules.values()), pa.string()).take(place)
-    others = ranges.filter(pc.invert(matches))["name"].unique().to_pylist()
-    return found.set_column(found.column_names.index("name"), ranges.schema.field("name"), paths), sorted(others)
+    paths = each_distinct(lambda names: [modules.get(name) for name in names], ranges["name"])
+    matches = paths.is_valid()
+    ours = is_text(ranges["domain"], DOMAIN).fill_null(fill_value=False)
+    if pc.any(ours).as_py():
+        matches = pc.and_(matches, ours)
+    others = ranges["name"].filter(pc.invert(matches)).unique().to_pylist()
+    place = ranges.schema.get_field_index("name")
+    return ranges.set_column(place, ranges.schema.field(place), paths).filter(matches), sorted(others)
+
+
+def _notes(kinds: Sequence[str]) -> list[str | None]:
+    return ["graph_not_expanded" if kind == "graph" else None for kind in kinds]
 
 
 @frozen(eq=False)

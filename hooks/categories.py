@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from hooks.columns import each_distinct
 
 #: Operator categories of events and of predictions.
 CATEGORIES: Final = (
@@ -148,13 +147,13 @@ def kernel_family(name: str) -> str:
 
 
 def operator_categories(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Category of each name."""
-    return _each(operator_category, names)
+    """Category of each name, of type `hooks.columns.CODED`."""
+    return each_distinct(lambda distinct: [operator_category(name) for name in distinct], names)
 
 
 def kernel_families(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Family of each name."""
-    return _each(kernel_family, names)
+    """Family of each name, of type `hooks.columns.CODED`."""
+    return each_distinct(lambda distinct: [kernel_family(name) for name in distinct], names)
 
 
 def unknown_names(names: pa.ChunkedArray, duration_ns: pa.ChunkedArray) -> pa.Table:
@@ -180,13 +179,3 @@ def unknown_names(names: pa.ChunkedArray, duration_ns: pa.ChunkedArray) -> pa.Ta
 @lru_cache(maxsize=4096)  # a run has hundreds of names, asked for by every table that is made of it
 def _rule(name: str) -> Rule:
     return next((rule for pattern, rule in _COMPILED if pattern.search(name)), _NO_RULE)
-
-
-def _each(look_up: Callable[[str], str], names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What `look_up` says of each name; every distinct name is looked up once."""
-    encoded = pc.dictionary_encode(names)
-    chunks = [
-        pa.array([look_up(name) for name in chunk.dictionary.to_pylist()], pa.string()).take(chunk.indices)
-        for chunk in encoded.chunks
-    ]
-    return pa.chunked_array(chunks, pa.string())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 
-from hooks.columns import NONE
+from hooks.columns import NONE, in_pieces, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,17 +36,34 @@ def shared_codes(left: Sequence[Ints], right: Sequence[Ints]) -> tuple[Ints, Int
     tuple of ndarray
         A number for each row of `left` and of `right`, from 0 to less than the rows of both together.
     """
-    rows = len(left[0])
-    codes: Ints = np.zeros(rows + len(right[0]), np.int64)
-    size = 1
-    for pair in zip(left, right, strict=True):
-        encoded = pa.array(np.concatenate(pair)).dictionary_encode()
-        codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
-        size *= len(encoded.dictionary)
-        if size > len(codes):
-            closed = pa.array(codes).dictionary_encode()
-            codes, size = closed.indices.to_numpy().astype(np.int64), len(closed.dictionary)
-    return codes[:rows], codes[rows:]
+    most = len(left[0]) + len(right[0])
+    codes, size = _numbered((left[0], right[0]))
+    for pair in zip(left[1:], right[1:], strict=True):
+        numbers, count = _numbered(pair)
+        codes = codes[0] * count + numbers[0], codes[1] * count + numbers[1]
+        size *= count
+        if size > most:
+            codes, size = _numbered(codes)
+    return codes
+
+
+def _numbered(columns: tuple[Ints, Ints]) -> tuple[tuple[Ints, Ints], int]:
+    """Number the distinct values of both columns, and count them."""
+    one, other = columns
+    least = min(int(values.min(initial=NEVER)) for values in columns)
+    span = max(int(values.max(initial=least)) for values in columns) - least + 1
+    if span > len(one) + len(other):
+        encoded = pa.array(np.concatenate(columns)).dictionary_encode()
+        numbers = encoded.indices.to_numpy().astype(np.int64)
+        return (numbers[: len(one)], numbers[len(one) :]), len(encoded.dictionary)
+    # Ids that a profiler counts up lie close together: to mark those that are there takes less room than to hash them.
+    is_there = np.zeros(span, bool)
+    for values in columns:
+        for (piece,) in pieces(values):
+            is_there[piece - least] = True
+    number = np.cumsum(is_there) - 1
+    one, other = (in_pieces(lambda piece: number[piece - least], values) for values in columns)
+    return (one, other), int(number[-1]) + 1
 
 
 def match_rows(keys: Ints, wanted: Ints, *, priority: Ints) -> Ints:
@@ -90,26 +107,33 @@ def innermost(lane: Ints, start: Ints, end: Ints, at_lane: Ints, at: Ints) -> In
         For each moment the row of its interval, -1 where none holds it.
     """
     times = np.sort(start)
-    keys = lane * (len(times) + 1) + np.searchsorted(times, start) + 1
+    keys = in_pieces(lambda one, time: one * (len(times) + 1) + np.searchsorted(times, time) + 1, lane, start)
     order = np.lexsort((~end, keys))
-    keys = keys[order]
-    lanes = np.arange(at_lane.max(initial=NONE) + 1)
-    first = np.searchsorted(keys, lanes * (len(times) + 1))
-    at_key = at_lane * (len(times) + 1) + np.searchsorted(times, at, side="right")
-    found = _last_open(end[order], np.searchsorted(keys, at_key, side="right"), at)
-    return np.append(order, NONE)[np.where(found >= first[at_lane], found, NONE)]
+    keys, latest, row = keys[order], _maxima(end[order]), np.append(order, NONE)
+    first = np.searchsorted(keys, np.arange(at_lane.max(initial=NONE) + 1) * (len(times) + 1))
+
+    def find(one: Ints, time: Ints) -> Ints:
+        key = one * (len(times) + 1) + np.searchsorted(times, time, side="right")
+        found = _last_open(latest, np.searchsorted(keys, key, side="right"), time)
+        return row[np.where(found >= first[one], found, NONE)]
+
+    return in_pieces(find, at_lane, at)
 
 
-def _last_open(end: Ints, stop: Ints, at: Ints) -> Ints:
-    """Greatest position below each ``stop`` whose ``end`` is after ``at``, -1 for none.
-
-    ``maxima[k]`` holds the latest end in each block of 2**k positions. What lies below a stop is a row of full blocks,
-    one for each bit that is set in it: they are looked at from the nearest, and the first that holds an open interval
-    is halved down to it.
-    """
+def _maxima(end: Ints) -> list[Ints]:
+    """``maxima[k]`` holds the latest end in each block of 2**k positions."""
     maxima = [end]
     while len(maxima[-1]) > 1:
         maxima.append(np.maximum(maxima[-1][:-1:2], maxima[-1][1::2]))
+    return maxima
+
+
+def _last_open(maxima: Sequence[Ints], stop: Ints, at: Ints) -> Ints:
+    """Greatest position below each ``stop`` whose end is after ``at``, -1 for none.
+
+    What lies below a stop is a row of full blocks, one for each bit that is set in it: they are looked at from the
+    nearest, and the first that holds an open interval is halved down to it.
+    """
     found = np.full(len(stop), NONE)
     pending = np.flatnonzero(stop > 0)
     for level, latest in enumerate(maxima):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import pyarrow as pa
 
+from hooks.columns import CODED
 from hooks.tables import EVENTS
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 RANGES: Final = pa.schema(
     [
         pa.field("range_id", pa.int64(), nullable=False),
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("domain", pa.string()),
-        pa.field("style", pa.string(), nullable=False),
+        pa.field("name", CODED, nullable=False),
+        pa.field("domain", CODED),
+        pa.field("style", CODED, nullable=False),
         pa.field("process", pa.int64(), nullable=False),
         pa.field("thread", pa.int64(), nullable=False),
         pa.field("start_ns", pa.int64(), nullable=False),
@@ -47,9 +48,9 @@ ATTRIBUTED: Final = pa.schema(
     [
         *EVENTS,
         pa.field("range_id", pa.int64()),
-        pa.field("range_name", pa.string()),
-        pa.field("unclassified_reason", pa.string()),
-        pa.field("attribution_note", pa.string()),
+        pa.field("range_name", CODED),
+        pa.field("unclassified_reason", CODED),
+        pa.field("attribution_note", CODED),
     ]
 )
 

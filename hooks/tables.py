@@ -6,6 +6,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from hooks.columns import CODED
+
 #: Stages of a generation. Vision is nested in prefill in time, but its calls and events are counted once, as vision.
 STAGES: Final = ("vision", "prefill", "decode", "other")
 
@@ -29,6 +31,10 @@ def column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True)
 
 def _text(name: str, meaning: str, *, nullable: bool = False) -> pa.Field:
     return column(name, pa.string(), meaning, nullable=nullable)
+
+
+def _coded(name: str, meaning: str) -> pa.Field:
+    return column(name, CODED, meaning, nullable=False)
 
 
 def _whole(name: str, meaning: str, *, nullable: bool = False) -> pa.Field:
@@ -81,11 +87,11 @@ CALLGRAPH: Final = pa.schema(
 EVENTS: Final = pa.schema(
     [
         _whole("event_id", "number of the row"),
-        _text("kind", "`kernel`, `memcpy`, `memset` or `cpu_op`"),
-        _text("name", "as the profiler names it"),
+        _coded("kind", "`kernel`, `memcpy`, `memset` or `cpu_op`"),
+        _coded("name", "as the profiler names it"),
         _whole("start_ns", "when it began on the device"),
         _whole("duration_ns", "how long it took; for a `cpu_op` its self time"),
-        _text("device", "`cpu` or `cuda:N`"),
+        _coded("device", "`cpu` or `cuda:N`"),
         _whole("stream", "CUDA stream; null on a CPU", nullable=True),
         _whole("launch_ns", "when the host call that launched it began; null without a launch record", nullable=True),
         _whole("launch_thread", "operating system's id of the thread of that call", nullable=True),
@@ -95,10 +101,11 @@ EVENTS: Final = pa.schema(
     ]
 )
 
-#: `EVENTS` with the call that each row belongs to. Exactly one of ``call_id`` and ``unclassified_reason`` is set.
+#: `EVENTS`, its texts plain, with the call that each row belongs to. Exactly one of ``call_id`` and
+#: ``unclassified_reason`` is set.
 KERNELS: Final = pa.schema(
     [
-        *EVENTS,
+        *(field.with_type(pa.string()) if field.type == CODED else field for field in EVENTS),
         _text("operator_category", "kind of work, read off the name; see `operators`"),
         _text(
             "kernel_family",

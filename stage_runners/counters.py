@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from hooks.attribution import attribute_to_ranges
+from hooks.columns import each_distinct, is_text, plain
 from hooks.errors import TraceError
 from hooks.nsight import profile
 from stage_runners.stage2 import CAPTURE, CAPTURE_DOMAIN
@@ -66,9 +67,10 @@ def top_kernels(events: pa.Table, count: int) -> list[str]:
     count
         How many.
     """
-    frame = events.select(["kind", "name", "duration_ns"]).to_pandas()
-    sums = frame[frame["kind"] == "kernel"].groupby("name", sort=True)["duration_ns"].sum()
-    return [str(name) for name in sums.sort_values(ascending=False, kind="stable").index[:count]]
+    kernels = events.filter(is_text(events["kind"], "kernel")).select(["name", "duration_ns"])
+    sums = plain(kernels.unify_dictionaries().group_by("name").aggregate([("duration_ns", "sum")]))
+    heaviest = sums.sort_by([("duration_ns_sum", "descending"), ("name", "ascending")])
+    return [str(name) for name in heaviest["name"][:count].to_pylist()]
 
 
 def ncu_command(ncu: Tool, report: Path, target: Sequence[str], names: Sequence[str], launches: int) -> list[str]:
@@ -152,13 +154,14 @@ def counters_table(measured: Recording, traced: pa.Table, ranges: pa.Table) -> p
     """
     if not measured.events.num_rows:
         raise TraceError("Nsight Compute measured no launch of the chosen kernels")
-    rows = _numbered(measured.events.to_pandas())
+    rows = _numbered(measured.events)
     # What was measured are the first launches of all chosen kernels, so numbers within a name are those of the trace.
-    launches = _numbered(traced.to_pandas())[["key", "launch", "duration_ns"]]
+    launches = _numbered(traced)[["key", "launch", "duration_ns"]]
     joined = rows.merge(
         launches.rename(columns={"duration_ns": "traced_ns"}), on=["key", "launch"], how="left", validate="one_to_one"
     )
-    joined["module_path"] = attribute_to_ranges(measured, ranges)["range_name"].to_pandas().to_numpy()
+    joined["name"] = joined["name"].astype(str)
+    joined["module_path"] = plain(attribute_to_ranges(measured, ranges))["range_name"].to_pandas().to_numpy()
     for metric, (column, factor) in METRICS.items():
         values = measured.counters.get(metric)
         joined[column] = np.nan if values is None else values.to_pandas().to_numpy() * factor
@@ -166,10 +169,12 @@ def counters_table(measured: Recording, traced: pa.Table, ranges: pa.Table) -> p
     return joined[columns]
 
 
-def _numbered(events: pd.DataFrame) -> pd.DataFrame:
-    kernels = events[events["kind"] == "kernel"].sort_values("start_ns", kind="stable")
-    key = kernels["name"].str.replace(" ", "", regex=False)
-    return kernels.assign(key=key, launch=kernels.groupby(key).cumcount())
+def _numbered(events: pa.Table) -> pd.DataFrame:
+    """Kernels in the order of their start, each with its name without blanks (``key``) and its number under it."""
+    key = each_distinct(lambda names: [name.replace(" ", "") for name in names], events["name"])
+    frame = events.select(["kind", "name", "start_ns", "duration_ns"]).append_column("key", key).to_pandas()
+    kernels = frame[frame["kind"] == "kernel"].sort_values("start_ns", kind="stable")
+    return kernels.assign(launch=kernels.groupby("key", observed=True).cumcount())
 
 
 def _pattern(name: str) -> str:

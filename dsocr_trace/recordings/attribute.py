@@ -17,7 +17,7 @@ from dsocr_trace.runs.ledger import attribution_table
 from dsocr_trace.runs.schemas import ATTRIBUTION, PREDICTIONS, RECORDED_KERNELS
 from hooks.attribution import UNCLASSIFIED, attribute_to_ranges
 from hooks.categories import kernel_families, operator_categories
-from hooks.columns import NONE, ints
+from hooks.columns import CODED, NONE, ints, plain
 from hooks.errors import NothingRecordedError, TraceError
 from hooks.intervals import NEVER, innermost, shared_codes
 
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 #: Name of the pass in tables of a foreign trace.
 RECORDED: Final = "recorded"
+#: Texts are written out in pieces of this many rows: Arrow's limit for one piece is 2 GiB.
+_PIECE_ROWS: Final = 1 << 18
+#: What an event takes from its call.
+_CALLS: Final = pa.schema(
+    {"range_id": pa.int64(), "module_path": CODED, "page": pa.int64(), "stage": CODED, "step": pa.int64()}
+)
 
 
 @attrs.frozen(eq=False)
@@ -40,7 +46,8 @@ class Attribution:
     recorded
         The modules and calls that its ranges stand for.
     kernels
-        Every event with its module, or the reason why it has none; schema `dsocr_trace.runs.schemas.RECORDED_KERNELS`.
+        Every event with its module, or the reason why it has none: the columns of
+        `dsocr_trace.runs.schemas.RECORDED_KERNELS`, those of texts of type `hooks.columns.CODED`.
     table
         The ledger; columns of `dsocr_trace.runs.schemas.ATTRIBUTION`.
     notes
@@ -156,23 +163,22 @@ def _nothing(recording: Recording) -> str:
 
 def _kernels(recording: Recording, recorded: RecordedModules) -> pa.Table:
     attributed = attribute_to_ranges(recording, recorded.ranges)
-    calls = pa.Table.from_pandas(
-        recorded.calls[["range_id", "module_path", "page", "stage", "step"]], preserve_index=False
-    )
+    calls = pa.Table.from_pandas(recorded.calls, schema=_CALLS, preserve_index=False)
     own = pc.index_in(attributed["range_id"], calls["range_id"])
     context = pc.coalesce(own, _forward_before(attributed, recorded.calls))
     columns = {name: attributed[name] for name in attributed.column_names if name in RECORDED_KERNELS.names}
     columns |= {
         "operator_category": operator_categories(attributed["name"]),
         "kernel_family": kernel_families(attributed["name"]),
-        "pass": pa.repeat(RECORDED, attributed.num_rows),
+        "pass": pa.repeat(pa.scalar(RECORDED, CODED), attributed.num_rows),
         "page": calls["page"].take(context),
         "stage": calls["stage"].take(context).fill_null("other"),
         "step": calls["step"].take(context),
         "call_id": attributed["range_id"],
         "module_path": calls["module_path"].take(own).fill_null(UNCLASSIFIED),
     }
-    return pa.table([columns[name] for name in RECORDED_KERNELS.names], schema=RECORDED_KERNELS)
+    kernels = pa.table({name: columns[name] for name in RECORDED_KERNELS.names})
+    return pa.Table.from_batches(kernels.to_batches(max_chunksize=_PIECE_ROWS), kernels.schema)
 
 
 def _forward_before(attributed: pa.Table, calls: pd.DataFrame) -> pa.Array:
@@ -191,7 +197,8 @@ def _forward_before(attributed: pa.Table, calls: pd.DataFrame) -> pa.Array:
 
 def _sums(kernels: pa.Table) -> pd.DataFrame:
     """What the ledger needs of the events; all were recorded, so nothing is scaled."""
-    frame = kernels.select(["event_id", "stage", "module_path", "duration_ns", "unclassified_reason"]).to_pandas()
+    columns = ["event_id", "stage", "module_path", "duration_ns", "unclassified_reason"]
+    frame = plain(kernels.select(columns)).to_pandas()
     return frame.assign(scaled_ns=frame["duration_ns"])
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dsocr_trace.recordings.attribute import Attribution, attribute_recording
 from dsocr_trace.recordings.reconciliation import Reconciliation, reconcile
+from hooks.columns import plain
 from stage_runners.stage1 import TRACED
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _events(found: Attribution, ours: pd.DataFrame) -> Reconciliation:
     """Compare in the forwards that the run profiled: a sample of the decode steps."""
     columns = ["page", "stage", "step", "module_path", "duration_ns"]
     ours = ours[columns].dropna(subset="step")
-    theirs = found.kernels.select(columns).to_pandas().dropna(subset="step")
+    theirs = plain(found.kernels.select(columns)).to_pandas().dropna(subset="step")
     forwards = ours[["page", "step"]].drop_duplicates()
     return reconcile(ours, theirs.merge(forwards, on=["page", "step"]))
 
@@ -136,7 +137,7 @@ def counters(found: Attribution, predictions: pd.DataFrame | None) -> pa.Table:
         ``module_path``, ``duration_ns``; with predictions ``predicted_bytes_per_call`` and
         ``predicted_flops_per_call`` of the module itself, on average over its calls; and a column for each counter.
     """
-    rows = found.kernels.select(["event_id", "name", "stage", "module_path", "duration_ns"]).to_pandas()
+    rows = plain(found.kernels.select(["event_id", "name", "stage", "module_path", "duration_ns"])).to_pandas()
     rows.insert(2, "launch", rows.groupby("name").cumcount())
     if predictions is not None:
         rows = rows.join(_per_call(predictions), on="module_path")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from analytic.errors import InputError
 from dsocr_trace.recordings.reconciliation import module_names, recorded_calls
 from hooks.attribution import ranges_of_modules
+from hooks.columns import each_distinct, is_text, plain
 from hooks.errors import TraceError
 from hooks.intervals import NEVER
 from hooks.modules import is_within, parent_of
@@ -80,19 +81,20 @@ def read_modules(recording: Recording, modules: pd.DataFrame | None = None) -> R
     """
     if modules is not None:
         return _of_run(recording, modules)
-    styles, domains = recording.ranges["style"], recording.ranges["domain"]
-    if pc.any(pc.equal(styles, "module")).as_py():
-        return _labelled(recording, pc.equal(styles, "module"))
-    if pc.any(pc.equal(domains, DOMAIN)).as_py():
-        return _in_tree(recording, _own_tree(recording.ranges.filter(pc.equal(domains, DOMAIN))))
+    by_tool = is_text(recording.ranges["style"], "module")
+    if pc.any(by_tool).as_py():
+        return _labelled(recording, by_tool)
+    ours = is_text(recording.ranges["domain"], DOMAIN)
+    if pc.any(ours).as_py():
+        return _in_tree(recording, _own_tree(recording.ranges.filter(ours)))
     return _labelled(recording, pa.repeat(pa.scalar(value=True), recording.ranges.num_rows))
 
 
 def _of_run(recording: Recording, modules: pd.DataFrame) -> RecordedModules:
     found = _in_tree(recording, modules)
-    in_trace = pc.count_distinct(found.ranges["name"]).as_py()
+    in_trace = len(found.ranges["name"].unique())
     # Ranges that this tool made are modules, so each must be one of the run's.
-    ours = recording.ranges.filter(pc.equal(recording.ranges["domain"], DOMAIN))["name"]
+    ours = recording.ranges["name"].filter(is_text(recording.ranges["domain"], DOMAIN))
     strangers = sorted({*ours.unique().to_pylist()} - module_names(modules).keys())
     if not strangers and in_trace < _FEW * min(len(found.unmatched) + in_trace, len(modules)):
         strangers = list(found.unmatched)
@@ -121,10 +123,8 @@ def _in_tree(recording: Recording, modules: pd.DataFrame) -> RecordedModules:
 def _labelled(recording: Recording, counts: pa.Array) -> RecordedModules:
     """Take each distinct name as a module of its own."""
     ranges, others = recording.ranges.filter(counts), recording.ranges.filter(pc.invert(counts))
-    names = ranges["name"].unique()
-    labels = pa.array([_label(name) for name in names.to_pylist()], pa.string())
-    column = labels.take(pc.index_in(ranges["name"], names))
-    ranges = ranges.set_column(ranges.column_names.index("name"), ranges.schema.field("name"), column)
+    labels = each_distinct(lambda names: [_label(name) for name in names], ranges["name"])
+    ranges = ranges.set_column(ranges.column_names.index("name"), ranges.schema.field("name"), labels)
     modules = pd.DataFrame({"module_path": labels.unique().to_pylist()}, dtype="str")
     return RecordedModules(
         modules=modules.assign(module_class=None, analytic_layer=None, parent_path=None, depth=0),
@@ -142,7 +142,7 @@ def _label(name: str) -> str:
 
 def _own_tree(ranges: pa.Table) -> pd.DataFrame:
     """Modules that this tool's ranges name. Only the root's has a class for its name, and holds all others."""
-    frame = ranges.select(["name", "start_ns"]).to_pandas()
+    frame = plain(ranges.select(["name", "start_ns"])).to_pandas()
     frame["ns"] = pc.subtract(ranges["end_ns"].fill_null(NEVER), ranges["start_ns"]).to_numpy().astype(float)
     longest = list(frame.groupby("name")["ns"].max().sort_values(ascending=False, kind="stable").index)
     first_names = {name.partition(".")[0] for name in longest if "." in name}
@@ -214,7 +214,7 @@ def _without_prefill(calls: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]
 
 def _unstaged(recording: Recording, ranges: pa.Table) -> pd.DataFrame:
     """Calls in the order of their start."""
-    frame = ranges.select(["range_id", "name", "process", "thread", "start_ns"]).to_pandas()
+    frame = plain(ranges.select(["range_id", "name", "process", "thread", "start_ns"])).to_pandas()
     frame["end_ns"] = ranges["end_ns"].fill_null(NEVER).to_numpy()
     frame = frame.sort_values(["start_ns", "end_ns"], ascending=[True, False], kind="stable", ignore_index=True)
     frame["end_ns"] = frame["end_ns"].where(frame["end_ns"] != NEVER, _last_ns(recording))

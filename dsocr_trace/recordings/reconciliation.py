@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hooks.attribution import ranges_of_modules
+from hooks.columns import plain
 from hooks.errors import TraceError
 from hooks.intervals import NEVER
 from hooks.modules import is_within
@@ -82,7 +83,7 @@ def recorded_calls(ranges: pa.Table, forwards: Sequence[int]) -> pd.DataFrame:
     TraceError
         If ranges overlap without being nested, or there are other forwards than expected.
     """
-    frame = ranges.to_pandas()
+    frame = plain(ranges).to_pandas()
     frame["end_ns"] = ranges["end_ns"].fill_null(NEVER).to_numpy()
     frame = frame.sort_values(["start_ns", "end_ns"], ascending=[True, False], kind="stable", ignore_index=True)
     parent, root = nesting(frame)

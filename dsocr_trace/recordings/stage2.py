@@ -17,6 +17,7 @@ from analytic.errors import DsocrTraceError
 from dsocr_trace.recordings.attribute import attribute_recording
 from dsocr_trace.recordings.captured import OUTCOME, PRINTED, write_job
 from dsocr_trace.recordings.reconciliation import compared_calls, module_ranges, reconcile, recorded_calls
+from hooks.columns import plain
 from hooks.errors import TraceError
 from hooks.nsight import require_tool, silent_nvtx
 from hooks.readers.ncu import read_ncu
@@ -240,7 +241,7 @@ def _with_events(found: Stage2, recording: Recording, measurement: Measurement, 
     """Add what the device did in both stages, over the forwards that Stage 1 profiled."""
     attribution = attribute_recording(recording, modules)
     columns = ["page", "stage", "step", "module_path", "duration_ns"]
-    ours, theirs = (table.select(columns).to_pandas() for table in (measurement.kernels, attribution.kernels))
+    ours, theirs = (plain(table.select(columns)).to_pandas() for table in (measurement.kernels, attribution.kernels))
     profiled = ours[["page", "step"]].dropna().drop_duplicates()
     events = reconcile(ours.dropna(subset="step"), theirs.merge(profiled, on=["page", "step"]))
     renamed = events.modules.rename(columns=_EVENT_COLUMNS)[[*_MODULE, *_EVENT_COLUMNS.values()]]

@@ -12,7 +12,7 @@ import ijson
 import numpy as np
 import pyarrow as pa
 
-from hooks.columns import take_ints, take_texts
+from hooks.columns import CODED, take_rows
 from hooks.errors import NothingRecordedError, TraceError
 from hooks.intervals import match_rows, shared_codes
 from hooks.readers.kineto_rows import ABSENT, KINDS, LAST_NS, STYLES, KinetoRows
@@ -61,7 +61,7 @@ def read_kineto(path: Path) -> Recording:
         for event in ijson.items(stream, "traceEvents.item"):
             rows.add(event)
     base = _base_ns(path)
-    names = pa.array(rows.names, pa.string())
+    names = pa.array(rows.names, CODED)
     notes = rows.notes()
     device_events, operators = rows.device_events.columns(), rows.operators.columns()
     if len(device_events["start"]):
@@ -130,7 +130,9 @@ def _timed(rows: Columns) -> Columns:
     return _sorted(rows | {"end": np.where(untimed, rows["start"], rows["end"]), "untimed": untimed})
 
 
-def _device_events(rows: Columns, launches: Columns, names: pa.StringArray, base: int) -> tuple[pa.Table, list[str]]:
+def _device_events(
+    rows: Columns, launches: Columns, names: pa.DictionaryArray, base: int
+) -> tuple[pa.Table, list[str]]:
     """Kernels, copies and sets in the order of their start, and what is to be known of their launches."""
     processes = np.unique(launches["process"])
     if len(processes) == 1:
@@ -143,15 +145,15 @@ def _device_events(rows: Columns, launches: Columns, names: pa.StringArray, base
     events = _table(
         EVENTS,
         event_id=np.arange(len(launch)),
-        kind=take_texts(pa.array(KINDS), rows["kind"]),
-        name=take_texts(names, rows["name"]),
+        kind=take_rows(pa.array(KINDS, CODED), rows["kind"]),
+        name=take_rows(names, rows["name"]),
         start_ns=rows["start"] + base,
         duration_ns=rows["end"] - rows["start"],
         device=_devices(rows["device"]),
         process=process,
         stream=rows["stream"],
-        launch_ns=take_ints(launches["start"] + base, launch),
-        launch_thread=take_ints(launches["thread"], launch),
+        launch_ns=take_rows(pa.array(launches["start"] + base), launch),
+        launch_thread=take_rows(pa.array(launches["thread"]), launch),
         correlation_id=rows["correlation"],
     )
     notes = []
@@ -165,17 +167,17 @@ def _device_events(rows: Columns, launches: Columns, names: pa.StringArray, base
     return events, notes
 
 
-def _operator_events(rows: Columns, names: pa.StringArray, base: int) -> pa.Table:
+def _operator_events(rows: Columns, names: pa.DictionaryArray, base: int) -> pa.Table:
     """Operators with self times, in the order of their start."""
     start = rows["start"] + base
     return _table(
         EVENTS,
         event_id=np.arange(len(start)),
-        kind=pa.repeat(pa.scalar("cpu_op"), len(start)),
-        name=take_texts(names, rows["name"]),
+        kind=pa.repeat(pa.scalar("cpu_op", CODED), len(start)),
+        name=take_rows(names, rows["name"]),
         start_ns=start,
         duration_ns=_self_times(rows),
-        device=pa.repeat(pa.scalar("cpu"), len(start)),
+        device=pa.repeat(pa.scalar("cpu", CODED), len(start)),
         process=rows["process"],
         launch_ns=start,
         launch_thread=rows["thread"],
@@ -201,14 +203,14 @@ def _cuts(start: Ints, end: Ints) -> Ints:
     return outermost[first_of_chunk]
 
 
-def _ranges(rows: Columns, names: pa.StringArray, base: int) -> pa.Table:
+def _ranges(rows: Columns, names: pa.DictionaryArray, base: int) -> pa.Table:
     rows = _sorted(rows)
     end = rows["end"]
     return _table(
         RANGES,
         range_id=np.arange(len(end)),
-        name=take_texts(names, rows["name"]),
-        style=take_texts(pa.array(STYLES), rows["style"]),
+        name=take_rows(names, rows["name"]),
+        style=take_rows(pa.array(STYLES, CODED), rows["style"]),
         process=rows["process"],
         thread=rows["thread"],
         start_ns=rows["start"] + base,
@@ -222,9 +224,9 @@ def _sorted(rows: Columns) -> Columns:
     return {field: column[order] for field, column in rows.items()}
 
 
-def _devices(index: Ints) -> pa.ChunkedArray:
+def _devices(index: Ints) -> pa.DictionaryArray:
     present, code = np.unique(index, return_inverse=True)
-    return take_texts(pa.array([f"cuda:{one}" for one in present]), code)
+    return take_rows(pa.array([f"cuda:{one}" for one in present], CODED), code)
 
 
 def _table(schema: pa.Schema, **columns: Any) -> pa.Table:

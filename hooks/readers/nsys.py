@@ -6,26 +6,24 @@ recorded program's environment, command line, output or name.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hooks.columns import NONE, encode_texts, ints, take_ints, take_texts
+from hooks.columns import CODED, NONE, each_distinct, ints, is_text, take_rows
 from hooks.errors import TraceError
 from hooks.intervals import match_rows, shared_codes
 from hooks.readers.nsys_sqlite import NsysFile
 from hooks.recording import GRAPH_NODES, RANGES, Recording
 from hooks.tables import EVENTS
-
-if TYPE_CHECKING:
-    from hooks.columns import Ints
 
 #: First number of the layout's version; another one means that meanings may have changed.
 _KNOWN_SCHEMA: Final = "3"
@@ -135,90 +133,98 @@ class _Processes:
         self._path = path
         self._known: dict[int, int] = {}
 
-    def of(self, ids: pa.ChunkedArray) -> Ints:
-        """Process of each id; a null one has none.
+    def of(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Process of each id; null for a null one.
 
         Raises
         ------
         TraceError
             If one process id stands for processes of two machines.
         """
-        for number in pc.unique(pc.shift_right(ids.drop_null(), 24)).to_pylist():
-            process = number & 0xFFFFFF
-            if self._known.setdefault(process, number) != number:
-                raise TraceError(
-                    f"{self._path}: process {process} is on two machines; export the report of each by itself"
-                )
-        return np.where(ids.is_valid().to_numpy(), ints(ids) >> 24 & 0xFFFFFF, NONE)
+        return each_distinct(lambda distinct: [self._of(number) for number in distinct], ids, pa.int64())
+
+    def _of(self, number: int) -> int:
+        process = number >> 24 & 0xFFFFFF
+        if self._known.setdefault(process, number >> 24) != number >> 24:
+            raise TraceError(f"{self._path}: process {process} is on two machines; export the report of each by itself")
+        return process
 
 
-def _work(file: NsysFile) -> tuple[pa.Table, pa.Array]:
-    """What the device did, with the number of its kind and the row of its name; and the names."""
-    parts: list[pa.Table] = []
-    labels: list[str] = []
-    for number, (kind, (table, named_by)) in enumerate(_KINDS.items()):
+def _thread(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.bit_wise_and(ids, 0xFFFFFF)
+
+
+def _work(file: NsysFile) -> pa.Table:
+    """What the device did, in the order of its start."""
+    parts = []
+    for kind, (table, named_by) in _KINDS.items():
         needed, optional = ["start", "end", "correlationId", "globalPid"], ["deviceId", "streamId", "graphNodeId"]
         rows = file.read(table, needed, [*optional, named_by])
-        by = rows[named_by].fill_null(NONE).combine_chunks().dictionary_encode()
-        name = pa.array(by.indices.to_numpy() + len(labels), pa.int64())
-        labels += _labels(kind, by.dictionary.to_numpy(), file)
-        part = rows.select([*needed, *optional]).append_column("name", name)
-        parts.append(part.append_column("kind", pa.repeat(number, rows.num_rows)))
-    return pa.concat_tables(parts), pa.array(labels, pa.string())
+        columns = {
+            "kind": pa.repeat(pa.scalar(kind, CODED), rows.num_rows),
+            "name": each_distinct(functools.partial(_labels, kind, file), rows[named_by].fill_null(NONE)),
+            "device": each_distinct(_devices, rows["deviceId"].fill_null(NONE)),
+        }
+        parts.append(pa.table(columns | {name: rows[name] for name in (*needed, "streamId", "graphNodeId")}))
+    work = pa.concat_tables(parts).unify_dictionaries()
+    start = ints(work["start"], 0)
+    in_order = (start[1:] >= start[:-1]).all()
+    return work if in_order else work.take(pa.array(np.argsort(start, kind="stable")))
 
 
-def _labels(kind: str, values: Ints, file: NsysFile) -> list[str]:
+def _labels(kind: str, file: NsysFile, values: list[int]) -> list[str]:
     match kind:
         case "kernel":
             texts = file.strings(values)
-            return [texts.get(value, "unnamed kernel") for value in values.tolist()]
+            return [texts.get(value, "unnamed kernel") for value in values]
         case "memcpy":
-            return [f"Memcpy {_DIRECTIONS.get(value, 'unknown')}" for value in values.tolist()]
+            return [f"Memcpy {_DIRECTIONS.get(value, 'unknown')}" for value in values]
         case "graph":
-            return [f"CUDA graph {value}" for value in values.tolist()]
+            return [f"CUDA graph {value}" for value in values]
         case _:
             return ["Memset"] * len(values)
 
 
+def _devices(numbers: list[int]) -> list[str]:
+    return ["cuda" if number == NONE else f"cuda:{number}" for number in numbers]
+
+
 def _events(file: NsysFile, processes: _Processes) -> tuple[pa.Table, pa.Array]:
     """Events in the order of their start, and the ids of those without a valid duration."""
-    work, labels = _work(file)
-    order = np.argsort(ints(work["start"], 0), kind="stable")
-    work = pa.table({name: work[name].combine_chunks().take(pa.array(order)) for name in work.column_names})
+    work = _work(file)
     start, end = ints(work["start"], 0), ints(work["end"])
     duration = end - start
     is_timed = pc.and_(work["start"].is_valid(), work["end"].is_valid()).to_numpy() & (end >= start) & (duration >= 0)
     process = processes.of(work["globalPid"])
     launch_ns, launch_thread = _launches(file, processes, process, work["correlationId"])
     columns = {
-        "event_id": np.arange(len(order)),
-        "kind": pa.array(list(_KINDS)).take(work["kind"].combine_chunks()),
-        "name": take_texts(labels, ints(work["name"])),
+        "event_id": np.arange(work.num_rows),
+        "kind": work["kind"],
+        "name": work["name"],
         "start_ns": start,
         "duration_ns": np.where(is_timed, duration, 0),
-        "device": _devices(work["deviceId"]),
+        "device": work["device"],
         "stream": work["streamId"],
         "launch_ns": launch_ns,
         "launch_thread": launch_thread,
-        "process": pa.array(process, mask=process == NONE),
+        "process": process,
         "correlation_id": work["correlationId"],
         "graph_node_id": _nonzero(work["graphNodeId"]),
     }
-    return pa.table(columns, schema=EVENTS), pa.array(np.flatnonzero(~is_timed))
+    return pa.table(columns, schema=EVENTS).combine_chunks(), pa.array(np.flatnonzero(~is_timed))
 
 
 def _launches(
-    file: NsysFile, processes: _Processes, process: Ints, correlation: pa.ChunkedArray
-) -> tuple[pa.Array, pa.Array]:
+    file: NsysFile, processes: _Processes, process: pa.ChunkedArray, correlation: pa.ChunkedArray
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Time and thread of the call that launched each piece of work: same process, same id, the earliest of several."""
     calls = file.read("CUPTI_ACTIVITY_KIND_RUNTIME", ["start", "globalTid", "correlationId"]).drop_null()
-    start, thread = calls["start"].to_numpy(), calls["globalTid"].to_numpy() & 0xFFFFFF
     keys, wanted = shared_codes(
-        [processes.of(calls["globalTid"]), calls["correlationId"].to_numpy()], [process, ints(correlation)]
+        [ints(processes.of(calls["globalTid"])), ints(calls["correlationId"])], [ints(process), ints(correlation)]
     )
-    row = match_rows(keys, wanted, priority=start)
-    row = np.where((process != NONE) & correlation.is_valid().to_numpy(), row, NONE)
-    return take_ints(start, row), take_ints(thread, row)
+    row = match_rows(keys, wanted, priority=ints(calls["start"]))
+    row[~pc.and_(process.is_valid(), correlation.is_valid()).to_numpy()] = NONE
+    return take_rows(calls["start"], row), _thread(take_rows(calls["globalTid"], row))
 
 
 def _ranges(file: NsysFile, processes: _Processes) -> tuple[pa.Table, int]:
@@ -230,46 +236,48 @@ def _ranges(file: NsysFile, processes: _Processes) -> tuple[pa.Table, int]:
         text="text",
         where=f'"eventType" IN ({", ".join(map(str, _PUSH_POP + _START_END))})',
     )
-    rows = all_rows.filter(pc.and_(all_rows["start"].is_valid(), all_rows["globalTid"].is_valid()))
+    rows = _with(all_rows, "start", "globalTid")
+    process = processes.of(rows["globalTid"])
     columns = {
         "range_id": np.arange(rows.num_rows),
-        "name": _range_names(rows, file),
-        "domain": _domains(rows, file),
-        "style": take_texts(pa.array(["push_pop", "start_end"]), np.isin(ints(rows["eventType"]), _START_END) * 1),
-        "process": processes.of(rows["globalTid"]),
-        "thread": ints(rows["globalTid"]) & 0xFFFFFF,
+        "name": pc.coalesce(_registered(rows["textId"], file), rows["text"].dictionary_encode()),
+        "domain": _domains(process, rows["domainId"], file),
+        "style": each_distinct(_styles, rows["eventType"]),
+        "process": process,
+        "thread": _thread(rows["globalTid"]),
         "start_ns": rows["start"],
         "end_ns": rows["end"],
     }
-    return pa.table(columns, schema=RANGES), all_rows.num_rows - rows.num_rows
+    return pa.table(columns, schema=RANGES).combine_chunks(), all_rows.num_rows - rows.num_rows
 
 
-def _range_names(rows: pa.Table, file: NsysFile) -> pa.ChunkedArray:
-    """The registered text of each range where it has one, else its own."""
-    numbers = rows["textId"].combine_chunks().dictionary_encode()
-    registered = file.strings(numbers.dictionary.to_numpy())
-    place = {number: row for row, number in enumerate(registered)}
-    row_of = np.array([place.get(number, NONE) for number in numbers.dictionary.to_pylist()] + [NONE])
-    own, own_row = encode_texts(rows["text"])
-    row = row_of[ints(numbers.indices.cast(pa.int64()))]
-    texts = pa.concat_arrays([pa.array(registered.values(), pa.string()), own])
-    return take_texts(texts, np.where(row == NONE, own_row + len(registered), row))
+def _registered(numbers: pa.ChunkedArray, file: NsysFile) -> pa.ChunkedArray:
+    """Texts by their number in ``StringIds``, null where there is none."""
+
+    def texts(distinct: list[int]) -> list[str | None]:
+        found = file.strings(distinct)
+        return [found.get(number) for number in distinct]
+
+    return each_distinct(texts, numbers)
 
 
-def _domains(rows: pa.Table, file: NsysFile) -> pa.ChunkedArray:
+def _styles(types: list[int]) -> list[str]:
+    return ["start_end" if number in _START_END else "push_pop" for number in types]
+
+
+def _domains(process: pa.ChunkedArray, domain: pa.ChunkedArray, file: NsysFile) -> pa.ChunkedArray:
     """Name of each range's domain, null for none: domains are numbered within a process."""
     made = file.read(
         "NVTX_EVENTS", ["globalTid", "domainId"], ["textId"], text="text", where=f'"eventType" = {_DOMAIN_CREATED}'
     )
-    made = made.filter(pc.and_(made["globalTid"].is_valid(), made["domainId"].is_valid()))
-    texts = file.strings(made["textId"].drop_null().to_numpy())
-    names = [texts.get(row["textId"], row["text"]) for row in made.to_pylist()]
+    made = _with(made, "globalTid", "domainId")
+    names = pc.coalesce(_registered(made["textId"], file), made["text"].dictionary_encode())
     keys, wanted = shared_codes(
         # The machine's bits differ between the two kinds of rows.
         [ints(made["globalTid"]) >> 24 & 0xFFFFFF, ints(made["domainId"])],
-        [ints(rows["globalTid"]) >> 24 & 0xFFFFFF, ints(rows["domainId"])],
+        [ints(process), ints(domain)],
     )
-    return take_texts(pa.array(names, pa.string()), match_rows(keys, wanted, priority=np.arange(len(names))))
+    return take_rows(names, match_rows(keys, wanted, priority=np.arange(len(names))))
 
 
 def _graph_nodes(file: NsysFile, processes: _Processes) -> pa.Table:
@@ -280,23 +288,16 @@ def _graph_nodes(file: NsysFile, processes: _Processes) -> pa.Table:
         ["start", "globalTid", "graphNodeId"],
         ["end", "originalGraphNodeId"],
     )
-    is_placed = pc.and_(rows["start"].is_valid(), rows["globalTid"].is_valid())
-    rows = rows.filter(pc.and_(is_placed, rows["graphNodeId"].is_valid()))
+    rows = _with(rows, "start", "globalTid", "graphNodeId")
     columns = {
         "process": processes.of(rows["globalTid"]),
         "graph_node_id": rows["graphNodeId"],
         "original_node_id": _nonzero(rows["originalGraphNodeId"]),
-        "thread": ints(rows["globalTid"]) & 0xFFFFFF,
+        "thread": _thread(rows["globalTid"]),
         "start_ns": rows["start"],
         "end_ns": pc.coalesce(rows["end"], rows["start"]),
     }
     return pa.table(columns, schema=GRAPH_NODES)
-
-
-def _devices(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
-    by = numbers.combine_chunks().dictionary_encode()
-    names = pa.array([f"cuda:{number}" for number in by.dictionary.to_pylist()], pa.string())
-    return pc.coalesce(take_texts(names, ints(by.indices.cast(pa.int64()))), "cuda")
 
 
 def _notes_on_schema(schema: str | None) -> list[str]:
@@ -313,7 +314,7 @@ def _notes_on_events(events: pa.Table, untimed: int) -> list[str]:
         notes.append("the file holds no CUDA work: record with --trace=cuda,nvtx where there is a GPU")
     if untimed:
         notes.append(f"{untimed} events have no end, or one before their start: they count with 0 ns")
-    if graphs := pc.sum(pc.equal(events["kind"], "graph")).as_py():
+    if graphs := pc.sum(is_text(events["kind"], "graph")).as_py():
         notes.append(
             f"{graphs} launches of CUDA graphs are one row each: record with --cuda-graph-trace=node to see inside"
         )
@@ -334,6 +335,14 @@ def _notes_on_ranges(ranges: pa.Table, placeless: int) -> list[str]:
     if placeless:
         notes.append(f"{placeless} ranges have no start or no thread: they were left out")
     return notes
+
+
+def _with(rows: pa.Table, *names: str) -> pa.Table:
+    """Rows that have all of these; where all do, no row is copied."""
+    for name in names:
+        if rows[name].null_count:
+            rows = rows.filter(rows[name].is_valid())
+    return rows
 
 
 def _nonzero(column: pa.ChunkedArray) -> pa.ChunkedArray:

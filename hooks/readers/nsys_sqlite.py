@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from hooks.columns import Ints
-
 _BATCH_ROWS: Final = 65_536
 _IDS_PER_QUERY: Final = 10_000
 
@@ -129,11 +127,11 @@ class NsysFile:
             read[text] = _text(rows[text])
         return pa.table(read)
 
-    def strings(self, ids: Ints) -> dict[int, str]:
+    def strings(self, ids: Sequence[int]) -> dict[int, str]:
         """Texts by their number in ``StringIds``, and no others: that table holds the program's environment too."""
         found: dict[int, str] = {}
         for first in range(0, len(ids), _IDS_PER_QUERY):
-            chosen = ", ".join(map(str, ids[first : first + _IDS_PER_QUERY].tolist()))
+            chosen = ", ".join(map(str, ids[first : first + _IDS_PER_QUERY]))
             rows = self.read("StringIds", ["id"], text="value", where=f"id IN ({chosen})")
             found.update(zip(rows["id"].to_pylist(), rows["value"].to_pylist(), strict=True))
         return found

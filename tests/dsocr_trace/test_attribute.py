@@ -177,7 +177,7 @@ def test_ranges_that_overlap_have_own_times_only():
 
 def test_module_calls_of_the_tool_come_before_other_ranges():
     trace = recording([("Linear_0", 0, 50), ("step", 10, 40)], [(20, 1), (60, 2)])
-    styles = pa.array(["module", "push_pop"])
+    styles = pa.array(["module", "push_pop"], RANGES.field("style").type)
     ranges = trace.ranges.set_column(3, RANGES.field("style"), styles)
     found = attribute_recording(Recording("torch.profiler", None, trace.events, ranges))
     assert [row[2] for row in places(found)] == ["Linear_0", "unclassified"]

@@ -4,7 +4,6 @@ import os
 import threading
 import time
 
-import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -105,7 +104,7 @@ def test_an_error_inside_passes_through_and_stops_the_profiler():
         raise KeyError("mine")
     with EventCapture(CPU) as capture, capture.window():
         torch.ones(2).sin()
-    assert pc.is_in("aten::sin", capture.events["name"]).as_py()
+    assert "aten::sin" in capture.events["name"].to_pylist()
 
 
 def test_profiler_chatter_stays_off_standard_error(capfd):

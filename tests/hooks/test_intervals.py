@@ -82,6 +82,20 @@ def test_rows_share_a_number_exactly_when_they_are_equal():
     assert codes.max() < len(rows)
 
 
+#: Close together, as ids that a profiler counts up; or anything.
+NUMBERS = st.integers(-3, 3) | st.integers(np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+ROWS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12)
+
+
+@given(ROWS, ROWS)
+@settings(deadline=None, derandomize=True, max_examples=500)
+def test_whatever_the_numbers_are_rows_share_a_code_exactly_when_they_are_equal(left, right):
+    columns = [list(np.array(side, np.int64).reshape(-1, 2).T) for side in (left, right)]
+    codes = np.concatenate(shared_codes(*columns)).tolist()
+    assert len(set(zip(left + right, codes, strict=True))) == len(set(left + right)) == len(set(codes))
+    assert all(0 <= code < len(codes) for code in codes)
+
+
 def test_of_rows_with_one_key_the_least_priority_wins():
     keys, wanted = np.array([3, 1, 3, 3]), np.array([3, 0, 1, 5])
     assert match_rows(keys, wanted, priority=np.array([9, 0, 4, 7])).tolist() == [2, -1, 1, -1]

@@ -163,6 +163,21 @@ def test_every_layout_is_read_and_processes_are_kept_apart(tmp_path, layout):
     assert table["unclassified_reason"].to_pylist() == [None] * 4 + ["outside_any_module"]
 
 
+def test_a_text_that_repeats_is_held_once(tmp_path):
+    kernel, path = "k" * 10_000, "layers." * 1_000
+    rows: Rows = {
+        "StringIds": strings(kernel, path),
+        KERNEL: [work(at, at + 5, at, demangledName=0) for at in range(2_000)],
+        RUNTIME: [call(at, at) for at in range(2_000)],
+        NVTX: [nvtx(at, at + 1, None, textId=1) if at % 2 else nvtx(at, at + 1, path) for at in range(2_000)],
+    }
+    recording = read_nsys(export(tmp_path / "a.sqlite", rows))
+    table = attribute_to_ranges(recording)
+    assert (table["name"].unique().to_pylist(), table["range_name"].unique().to_pylist()) == ([kernel], [path])
+    # Written out, the texts would take 34 MB.
+    assert recording.ranges.nbytes + table.nbytes < 1_000_000
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nodes_of_graphs_are_found_in_every_layout(tmp_path, layout):
     nodes = [
