@@ -81,7 +81,11 @@ class _StepCount(click.ParamType[int | None]):
     metavar="N|all",
     help="Decode steps to profile per page; the rest is scaled.",
 )
-@click.option("--hardware", metavar="NAME|FILE.toml", help="Ceilings to predict with.  [default: of the device]")
+@click.option(
+    "--hardware",
+    metavar="NAME|FILE.toml|FILE.parquet",
+    help="What to predict with: a hardware entry, or a calibration.  [default: the entry of the device]",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

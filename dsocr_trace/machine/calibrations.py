@@ -17,6 +17,7 @@ from cattrs.preconf.json import make_converter
 
 from analytic.cost import DTYPES
 from analytic.errors import DsocrTraceError, InputError
+from analytic.hardware import Hardware
 from analytic.operators import OPERATORS
 from analytic.timing.calibration import Calibration, Sample
 from analytic.timing.curves import Curves, compute_dtype
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from analytic.operators import OperatorCall
 
 #: Raised when a column, a key or a meaning changes.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SAMPLES: Final = pa.schema(
     [
@@ -47,7 +48,7 @@ _KEY: Final = b"dsocr_trace.calibration"
 _LEAST_SAMPLES: Final = 3
 _CONVERTER: Final = make_converter(forbid_extra_keys=True)
 # The data model imports this type for type checkers only.
-for _kind in (Sample, Calibration):
+for _kind in (Sample, Hardware, Calibration):
     attrs.resolve_types(_kind, localns={"Mapping": Mapping})
 
 

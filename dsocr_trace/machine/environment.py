@@ -14,10 +14,14 @@ import torch
 
 from analytic.errors import InputError
 from analytic.hardware import Hardware, cpu_hardware, hardware_names, load_hardware
+from analytic.timing.datasheet import from_datasheet
+from dsocr_trace.machine.devices import load_device
 from stage_runners.telemetry import nvml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from analytic.timing.calibration import Calibration
 
 _PACKAGES: Final = ("dsocr-trace", "torch", "transformers", "nvtx", "numpy", "pandas", "pyarrow", "safetensors")
 
@@ -132,3 +136,56 @@ def hardware_for(name: str | None, device: torch.device) -> Hardware:
         f"no hardware entry is for {found!r}; choose one of {', '.join(hardware_names())}, or a .toml file, "
         "with --hardware"
     )
+
+
+def calibration_for(name: str | None, device: torch.device) -> Calibration:
+    """What times are predicted from: the device asked for, else the hardware entry that matches the live one.
+
+    Parameters
+    ----------
+    name
+        Hardware entry, its file, or a calibration's file (`dsocr_trace.machine.devices.load_device`).
+    device
+        The live one.
+
+    Raises
+    ------
+    InputError
+        If there is none, or the file cannot be used.
+    """
+    return from_datasheet(hardware_for(None, device)) if name is None else load_device(name)
+
+
+def check_dtype(calibration: Calibration, dtype: str) -> None:
+    """Refuse a device of which nothing is known in a model's dtype.
+
+    Raises
+    ------
+    InputError
+        If its entry has no peaks for it, or it was calibrated for models in others only.
+    """
+    calibration.hardware.tensor_peak(dtype)
+    measured = sorted({sample.dtype for sample in calibration.samples})
+    if measured and dtype not in measured:
+        raise InputError(
+            f"{calibration.device} was calibrated for models in {', '.join(measured)}, not in {dtype}; choose another "
+            "with --dtype, or measure it with dsocr-trace calibrate --dtype"
+        )
+
+
+def other_device_note(calibration: Calibration, found: Mapping[str, Any]) -> list[str]:
+    """What the reader must know where the prediction is not for the device that was measured.
+
+    Parameters
+    ----------
+    calibration
+        What was predicted from.
+    found
+        The live device (`device_properties`).
+    """
+    known = {calibration.device} if calibration.source == "calibrated" else {*calibration.hardware.device_names}
+    same_kind = found["device"].startswith(calibration.kind)
+    # An entry without names, such as a user's own, may be for any device of its kind.
+    if same_kind and (not known or found["name"] in known):
+        return []
+    return [f"the prediction is for {calibration.device} ({calibration.source}), measured was {found['name']}"]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analytic.errors import DsocrTraceError
+from dsocr_trace.runs.gap import PREDICTED_PARTS
+from dsocr_trace.runs.pages import TOTAL
 from hooks.attribution import REASONS, UNCLASSIFIED
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def check_run(tables: Mapping[str, pd.DataFrame], model_flops: Mapping[str, int]
     Parameters
     ----------
     tables
-        The run's tables by name.
+        The run's tables by name: ``attribution``, ``kernels``, ``gap`` and ``pages``.
     model_flops
         Tensor and vector FLOPs of each predicted stage, summed over the whole model in one go; None where nothing
         is predicted.
@@ -41,6 +43,7 @@ def check_run(tables: Mapping[str, pd.DataFrame], model_flops: Mapping[str, int]
     attribution, kernels = tables["attribution"], tables["kernels"]
     sums = check_conservation(attribution, kernels)
     check_totals(attribution)
+    check_gap(tables["gap"], attribution, tables["pages"])
     for stage, flops in (model_flops or {}).items():
         mine = attribution[attribution["stage"] == stage]
         found = int(mine["tensor_flops"].fillna(0).sum() + mine["vector_flops"].fillna(0).sum())
@@ -108,3 +111,34 @@ def check_totals(attribution: pd.DataFrame) -> None:
     roots = int(named.loc[named["parent_path"].isna(), "measured_total_ns"].sum())
     if roots != int(named["measured_self_ns"].sum()):
         raise BrokenInvariantError("the root's total is not the sum of all modules' own time")
+
+
+def check_gap(gap: pd.DataFrame, attribution: pd.DataFrame, pages: pd.DataFrame) -> None:
+    """Check that the parts of each module's time add up, and that they are the ledger's and the stages' times.
+
+    Raises
+    ------
+    BrokenInvariantError
+        If not.
+    """
+    sums = {
+        "predicted_device_ns": gap[list(PREDICTED_PARTS)].sum(axis="columns", skipna=False),
+        "measured_ns": gap["predicted_device_ns"] + gap["unexplained_ns"],
+        "wall_self_ns": gap["measured_ns"] + gap["host_gap_ns"],
+    }
+    for name, parts in sums.items():
+        # Where nothing is predicted there are no parts.
+        wrong = gap[parts.notna() & (parts != gap[name])]
+        if len(wrong):
+            first = wrong.iloc[0]
+            raise BrokenInvariantError(
+                f"stage {first['stage']}: the parts of {name} of {first['module_path']!r} sum to another number"
+            )
+    totals = pages[pages["page"] == TOTAL].set_index("stage")["predicted_device_ns"]
+    for stage, rows in gap.groupby("stage"):
+        ledger = attribution[attribution["stage"] == stage]
+        expected = {"measured_ns": ledger["scaled_self_ns"].sum(), "predicted_device_ns": totals.get(stage, 0)}
+        for name, whole in expected.items():
+            found = rows[name].sum()
+            if found != whole and pd.notna(whole):
+                raise BrokenInvariantError(f"stage {stage}: the gap holds {found} of {name}, the stage has {whole}")

@@ -111,7 +111,7 @@ def _predicted(predictions: pd.DataFrame) -> pd.DataFrame:
     frame = predictions.set_index(_KEY)
     return pd.DataFrame(
         {
-            "predicted_self_ns": frame["predicted_ns"],
+            "predicted_self_ns": frame["predicted_device_ns"],
             "tensor_flops": frame["tensor_flops"],
             "vector_flops": frame["vector_flops"],
             "bytes_total": frame["bytes_read"] + frame["bytes_written"],
@@ -165,7 +165,8 @@ def operators_table(kernels: pd.DataFrame, predicted: pd.DataFrame, unmapped: Co
     kernels
         Attributed events with ``scaled_ns``.
     predicted
-        Predicted (stage, module_path, operator_category) with predicted_ns, flops, bytes; possibly empty.
+        Predicted (stage, module_path, operator_category) with predicted_ns (the device's time), flops, bytes; possibly
+        empty.
     unmapped
         Paths of modules for which nothing is predicted.
     """

@@ -55,7 +55,7 @@ def manifest(
     environment
         Versions, commit and device.
     """
-    hardware = job.hardware
+    hardware = job.calibration.hardware
     return {
         "schema_version": SCHEMA_VERSION,
         "command": shlex.join([Path(command[0]).name, *command[1:]]),
@@ -66,17 +66,18 @@ def manifest(
         "variant": job.variant,
         "remote_code": job.options.trust_remote_code,
         "weights": "seeded random" if job.options.model == "builtin" else "checkpoint",
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "dtype": job.dtype_name,
         "attention": job.attention,
         "seed": job.options.seed,
         "workload": attrs.asdict(job.workload),
         "hardware": {
             "name": hardware.name,
             "provenance": hardware.provenance,
-            "tensor_flops_per_s": hardware.tensor_peak(str(job.dtype).removeprefix("torch.")),
+            "tensor_flops_per_s": hardware.tensor_peak(job.dtype_name),
             "memory_bytes_per_s": hardware.memory_bytes_per_s.value,
             "figures": attrs.asdict(hardware),
         },
+        "prediction": _prediction(job),
         "pages": [_page(page) for page in measurement.pages],
         "passes": {
             "plain": "prefill without wrappers or profiler; warm-up and check of the first token",
@@ -99,6 +100,18 @@ def manifest(
         "events_outside_generation": measurement.outside_windows,
         "peak_device_bytes": measurement.peak_device_bytes,
         "notes": list(notes),
+    }
+
+
+def _prediction(job: Job) -> dict[str, Any]:
+    """Say what the predicted times are from."""
+    calibration = job.calibration
+    return {
+        "device": calibration.device,
+        "source": calibration.source,
+        "file": job.options.hardware if calibration.source == "calibrated" else None,
+        "measured_at": calibration.measured_at,
+        "notes": list(calibration.notes),
     }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from stage_runners.measurement import PageMeasurement
+    from stage_runners.measurement import PageMeasurement, Repeat
 
 #: Name of the rows that add all pages up.
 TOTAL: Final = "total"
@@ -32,11 +33,20 @@ def _factors(page: PageMeasurement) -> dict[str, float]:
 
 def stage_walls(page: PageMeasurement) -> dict[str, int]:
     """Wall time of each stage in ns, the median over the repeats."""
-    return {
-        "vision": round(statistics.median(repeat.vision_ns for repeat in page.repeats)),
-        "prefill": round(statistics.median(repeat.prefill_ns for repeat in page.repeats)),
-        "decode": round(statistics.median(sum(repeat.decode_ns) for repeat in page.repeats)),
-    }
+    repeats = [_walls(repeat) for repeat in page.repeats]
+    return {stage: round(statistics.median(walls[stage] for walls in repeats)) for stage in repeats[0]}
+
+
+def first_walls(pages: Sequence[PageMeasurement]) -> Mapping[str, int]:
+    """Wall time of each stage in ns, the first traced generations of all pages together."""
+    walls: Counter[str] = Counter()
+    for page in pages:
+        walls.update(_walls(page.repeats[0]))
+    return walls
+
+
+def _walls(repeat: Repeat) -> dict[str, int]:
+    return {"vision": repeat.vision_ns, "prefill": repeat.prefill_ns, "decode": sum(repeat.decode_ns)}
 
 
 def pages_table(pages: Sequence[PageMeasurement], kernels: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -60,13 +70,14 @@ def pages_table(pages: Sequence[PageMeasurement], kernels: pd.DataFrame, predict
     measured = kernels.groupby(["page", "stage"])[["duration_ns", "scaled_ns"]].sum().reset_index()
     measured = measured.rename(columns={"page": "page_number", "duration_ns": "measured_ns"})
     rows = rows.merge(measured, on=["page_number", "stage"], how="left")
-    columns = ["page", "stage", "predicted_ns", "tensor_flops"]
-    rows = rows.merge(
-        predicted[columns].rename(columns={"page": "page_number"}), on=["page_number", "stage"], how="left"
-    )
+    # With the choice of tokens, as wall and device time have it.
+    whole = {"predicted_wall_ns": "predicted_ns", "predicted_busy_ns": "predicted_device_ns"}
+    columns = ["page", "stage", *whole, "tensor_flops"]
+    predicted = predicted[columns].rename(columns={"page": "page_number", **whole})
+    rows = rows.merge(predicted, on=["page_number", "stage"], how="left")
     times = ["measured_ns", "scaled_ns"]
     rows[times] = rows[times].fillna(0).round().astype("int64")
-    sums = ["new_tokens", "forwards", "profiled_forwards", "wall_ns", "measured_ns", "scaled_ns", *columns[2:]]
+    sums = ["new_tokens", "forwards", "profiled_forwards", "wall_ns", *times, *whole.values(), "tensor_flops"]
     total = rows.groupby("stage", sort=False)[sums].sum(min_count=1).reset_index().assign(page=TOTAL)
     return pd.concat([rows, total], ignore_index=True)
 

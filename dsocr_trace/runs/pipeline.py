@@ -15,18 +15,26 @@ import pyarrow.compute as pc
 import torch
 
 from analytic.config import DEFAULT_VARIANT
-from analytic.errors import DsocrTraceError
+from analytic.errors import DsocrTraceError, InputError
 from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr
 from analytic.workload import Workload, load_workload
-from dsocr_trace.machine.environment import device_properties, git_commit, hardware_for, versions
+from dsocr_trace.machine.environment import (
+    calibration_for,
+    check_dtype,
+    device_properties,
+    git_commit,
+    other_device_note,
+    versions,
+)
 from dsocr_trace.recordings.stage2 import run_stage2
 from dsocr_trace.report.html import report_html
 from dsocr_trace.report.markdown import report_markdown
+from dsocr_trace.runs.gap import gap_table
 from dsocr_trace.runs.invariants import check_run
 from dsocr_trace.runs.ledger import attribution_table, memory_table, operators_table
 from dsocr_trace.runs.manifest import manifest
-from dsocr_trace.runs.pages import pages_table, with_scaled
+from dsocr_trace.runs.pages import first_walls, pages_table, with_scaled
 from dsocr_trace.runs.predictions import PredictedRun, nothing_predicted, predict_pages
 from dsocr_trace.runs.store import RunWriter
 from dsocr_trace.runs.unmapped import unmapped_classes, unmapped_note, unmapped_paths
@@ -50,7 +58,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from analytic.config import ModelConfig
-    from analytic.hardware import Hardware
+    from analytic.timing.calibration import Calibration
     from dsocr_trace.recordings.stage2 import Stage2
     from stage_runners.measurement import Measurement
     from stage_runners.stage1 import Progress
@@ -88,6 +96,8 @@ class Job:
     ----------
     pages
         Each page with the workload that its size makes.
+    calibration
+        What the times are predicted from.
     """
 
     options: RunOptions
@@ -98,8 +108,13 @@ class Job:
     config: ModelConfig
     variant: str | None
     dtype: torch.dtype
-    hardware: Hardware
+    calibration: Calibration
     started_at: dt.datetime
+
+    @property
+    def dtype_name(self) -> str:
+        """Full name of `dtype`."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def run(options: RunOptions, progress: Progress) -> Path:
@@ -146,6 +161,11 @@ def prepare(options: RunOptions) -> Job:
         If an option cannot be used, or memory is short.
     """
     workload = load_workload(options.workload)
+    if workload.batch_size != 1:
+        raise InputError(
+            f"workload {workload.id} has batch_size {workload.batch_size}, a run takes one page at a time; "
+            "choose a workload with batch_size 1 with --workload"
+        )
     if options.max_new_tokens is not None:
         workload = attrs.evolve(workload, max_new_tokens=options.max_new_tokens)
     variant = None if options.model != BUILTIN else options.variant or workload.variant or DEFAULT_VARIANT
@@ -169,9 +189,10 @@ def prepare(options: RunOptions) -> Job:
         config=config,
         variant=variant,
         dtype=dtype,
-        hardware=hardware_for(options.hardware, device),
+        calibration=calibration_for(options.hardware, device),
         started_at=dt.datetime.now(dt.UTC),
     )
+    check_dtype(job.calibration, job.dtype_name)
     parameters = parameter_count(config)
     for page, page_workload in job.pages:
         # Also refuses pages that the model would not see, and prompts that are too long.
@@ -255,8 +276,9 @@ def _predict(job: Job, model: nn.Module, measurement: Measurement) -> tuple[Pred
     if unknown:
         note = f"nothing is predicted: the model lacks {len(unknown)} of the expected modules, such as {unknown[0]!r}"
         return nothing_predicted(layers), [note]
-    policy = Policy(dtype=str(job.dtype).removeprefix("torch."), attention=job.attention)
-    return predict_pages(analytic_model, measurement.pages, hardware=job.hardware, policy=policy, layers=layers), []
+    policy = Policy(dtype=job.dtype_name, attention=job.attention)
+    pages, calibration = measurement.pages, job.calibration
+    return predict_pages(analytic_model, pages, calibration=calibration, policy=policy, layers=layers), []
 
 
 def write_run(
@@ -274,36 +296,42 @@ def write_run(
     kernels, all_calls = measurement.kernels.to_pandas(), measurement.calls.to_pandas()
     calls = all_calls[all_calls["pass"] == TRACED]
     scaled = with_scaled(kernels, measurement.pages)
+    attribution = attribution_table(modules, calls, scaled, predicted.modules)
     tables = {
         "modules": modules,
         "callgraph": measurement.callgraph,
         "calls": measurement.calls,
         "kernels": measurement.kernels,
         "predictions": predicted.modules,
-        "attribution": attribution_table(modules, calls, scaled, predicted.modules),
+        "attribution": attribution,
         "operators": operators_table(scaled, predicted.categories, unmapped_paths(modules)),
         "memory": memory_table(modules, predicted.modules, predicted.weights, measurement.memory),
         "pages": pages_table(measurement.pages, scaled, predicted.stages),
+        "gap": gap_table(attribution, calls, predicted.modules, predicted.sampling, first_walls(measurement.pages)),
     }
-    conserved = check_run(
-        {"attribution": tables["attribution"], "kernels": kernels},
-        predicted.model_flops() if len(predicted.stages) else None,
-    )
+    conserved = check_run(tables | {"kernels": kernels}, predicted.model_flops() if len(predicted.stages) else None)
     for name, rows in (tables | (stage2.tables if stage2 else {})).items():
         writer.table(name, rows)
-    unmapped = unmapped_classes(modules, tables["attribution"])
+    unmapped = unmapped_classes(modules, attribution)
+    device = device_properties(job.device)
     content = manifest(
         job,
         measurement,
-        tables["attribution"],
+        attribution,
         unmapped=unmapped,
         conserved=conserved,
-        notes=[*measurement.notes, *notes, *unmapped_note(unmapped), *(stage2.notes if stage2 else ())],
+        notes=[
+            *measurement.notes,
+            *notes,
+            *unmapped_note(unmapped),
+            *other_device_note(job.calibration, device),
+            *(stage2.notes if stage2 else ()),
+        ],
         command=sys.argv,
         environment={
             "versions": versions(),
             "git_commit": git_commit(),
-            "device": device_properties(job.device),
+            "device": device,
         },
     ) | {"stage2": stage2.summary if stage2 else None}
     writer.manifest(content)

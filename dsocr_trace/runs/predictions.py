@@ -10,19 +10,19 @@ import pandas as pd
 
 from analytic.cost import COST_COLUMNS, MODEL_DTYPES
 from analytic.families.base import OTHER
-from analytic.predict import category_rows, module_rows, predict, stage_rows
+from analytic.predict import TIME_COLUMNS, category_rows, module_rows, predict, stage_rows
 from analytic.routing import Routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from analytic.hardware import Hardware
     from analytic.layers.base import Policy
     from analytic.model import Model
     from analytic.predict import Prediction
+    from analytic.timing.calibration import Calibration
     from stage_runners.measurement import PageMeasurement, RoutingCounts
 
-_SUMS = ["calls", *COST_COLUMNS, "predicted_device_ns", "predicted_ns"]
+_SUMS = ["calls", *COST_COLUMNS, *TIME_COLUMNS]
 
 
 @attrs.frozen(eq=False)
@@ -34,9 +34,11 @@ class PredictedRun:
     modules
         Self values per (stage, module): `dsocr_trace.runs.schemas.PREDICTIONS`.
     categories
-        Self values per (stage, module, operator category): predicted_ns, flops, bytes.
+        Self values per (stage, module, operator category): predicted_ns (the device's time), flops, bytes.
     stages
         For each page and stage the sums over the model.
+    sampling
+        Times of the choice of tokens, outside every module: `analytic.predict.TIME_COLUMNS` by stage.
     layers
         Analytic layer of each module path, or ``other``.
     weights
@@ -46,6 +48,7 @@ class PredictedRun:
     modules: pd.DataFrame
     categories: pd.DataFrame
     stages: pd.DataFrame
+    sampling: pd.DataFrame
     layers: Mapping[str, str]
     weights: dict[str, int]
 
@@ -59,7 +62,7 @@ def predict_pages(
     model: Model,
     pages: Sequence[PageMeasurement],
     *,
-    hardware: Hardware,
+    calibration: Calibration,
     policy: Policy,
     layers: Mapping[str, str],
 ) -> PredictedRun:
@@ -73,19 +76,19 @@ def predict_pages(
         Which model.
     pages
         What ran.
-    hardware
+    calibration
         Device to predict for.
     policy
         How the model ran.
     layers
         Layer that stands for each live module, by path (`analytic.families.base.ModelFamily.mapped`).
     """
-    modules, categories, stages = [], [], []
+    modules, categories, stages, sampling = [], [], [], []
     for number, page in enumerate(pages):
         prediction = predict(
             model,
             page.workload,
-            hardware=hardware,
+            device=calibration,
             policy=policy,
             routing=measured_routing(page.routing),
             new_tokens=len(page.tokens),
@@ -94,17 +97,18 @@ def predict_pages(
         modules.append(pd.DataFrame(attrs.asdict(row) for row in module_rows(prediction)))
         categories.append(pd.DataFrame(attrs.asdict(row) for row in category_rows(prediction)))
         stages.append(pd.DataFrame(attrs.asdict(row) for row in stage_rows(prediction)).assign(page=number))
+        sampling += [{"stage": stage, **attrs.asdict(part.times)} for stage, part in prediction.sampling.items()]
     key = ["stage", "module_path"]
     by_time = pd.concat(modules).sort_values("predicted_ns", kind="stable")
     merged = by_time.groupby(key, sort=False).agg(
-        dict.fromkeys(_SUMS, "sum")
-        | {"activation_peak_bytes": "max", "predicted_host_ns": "last", "bound": "last", "source": "last"}
+        dict.fromkeys(_SUMS, "sum") | {"activation_peak_bytes": "max", "bound": "last", "source": "last"}
     )
     by_category = pd.concat(categories).groupby([*key, "operator_category"], sort=False)
     return PredictedRun(
         modules=merged.reset_index(),
         categories=by_category[["predicted_ns", "flops", "bytes"]].sum().reset_index(),
         stages=pd.concat(stages),
+        sampling=pd.DataFrame(sampling, columns=["stage", *TIME_COLUMNS]).groupby("stage").sum(),
         layers=layers,
         weights={node.module_path: node.parameter_count * MODEL_DTYPES[policy.dtype].bytes for node in model.tree},
     )
@@ -118,18 +122,20 @@ def _of_known(prediction: Prediction, layers: Mapping[str, str]) -> Prediction:
         prediction,
         work=attrs.evolve(prediction.work, calls=calls),
         operations=tuple(row for row in prediction.operations if row.operation.module_path in known),
+        module_calls={key: prediction.module_calls[key] for key in calls},
     )
 
 
 def nothing_predicted(layers: Mapping[str, str]) -> PredictedRun:
     """For a model that lacks modules which the formulas are for; `layers` stand for those that it has."""
-    columns = ["stage", "module_path", *_SUMS, "activation_peak_bytes", "predicted_host_ns", "bound", "source"]
+    columns = ["stage", "module_path", *_SUMS, "activation_peak_bytes", "bound", "source"]
     return PredictedRun(
         modules=pd.DataFrame(columns=columns),
         categories=pd.DataFrame(
             columns=["stage", "module_path", "operator_category", "predicted_ns", "flops", "bytes"]
         ),
-        stages=pd.DataFrame(columns=["page", *columns]),
+        stages=pd.DataFrame(columns=["page", *columns, "predicted_wall_ns", "predicted_busy_ns"]),
+        sampling=pd.DataFrame(columns=TIME_COLUMNS),
         layers=layers,
         weights={},
     )

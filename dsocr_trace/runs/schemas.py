@@ -10,7 +10,7 @@ from hooks.tables import CALLGRAPH, CALLS, KERNELS, column
 from hooks.tables import MODULES as TRACED_MODULES
 
 #: Version of everything below and of the manifest; raised when a name or a meaning changes.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 def _text(name: str, meaning: str) -> pa.Field:
@@ -57,16 +57,29 @@ PREDICTIONS: Final = pa.schema(
         _whole("weight_bytes", "share of `bytes_read` that is parameters, over all calls"),
         _whole("activation_bytes", "results that operators hand on, over all calls"),
         _whole("kv_cache_bytes", "growth of the key-value cache"),
-        _whole("predicted_device_ns", "roofline time on the device"),
-        _whole("predicted_host_ns", "always null: only the device is modelled"),
-        _whole("predicted_ns", "the prediction; equals `predicted_device_ns`"),
+        _whole("predicted_device_ns", "how long the module keeps the device busy"),
+        _whole("predicted_host_ns", "how long it keeps the host busy, waiting for the device not counted"),
+        _whole(
+            "predicted_ns",
+            "its wall time: by how much it moves the end of everything, on the clocks of host and device",
+        ),
         _text(
             "bound",
-            "`compute` or `memory`: what most of the time is bound by; null where the module runs no operators",
+            "`compute`, `memory`, `launch` or `host`: what most of `predicted_ns` waits for; of several pages on the "
+            "one that takes longest",
         ),
         _text(
             "source",
-            "where the ceilings come from: `datasheet` for a hardware entry, `estimated` for a processor",
+            "`calibrated`, or `extrapolated` where most of `predicted_device_ns` is; without a calibration where the "
+            "ceilings come from: `datasheet` for a hardware entry, `estimated` for a processor; of several pages on "
+            "the one that takes longest",
+        ),
+        _whole("datasheet_ns", "roofline with the peaks of the hardware entry"),
+        _whole("roof_ns", "the same with the ceilings that the time model takes, and `floor_ns`"),
+        _whole("floor_ns", "the shortest time that anything takes on the device, for each launch"),
+        _whole(
+            "extrapolated_ns",
+            "part of `predicted_device_ns` beyond the calibrated sizes; without a calibration all of it",
         ),
     ]
 )
@@ -91,7 +104,10 @@ ATTRIBUTION: Final = pa.schema(
             "wall_total_ns",
             "host time inside the module's calls, children included; first traced generation, no profiler",
         ),
-        _whole("predicted_self_ns", "predicted device time of the module's own operators; whole stage"),
+        _whole(
+            "predicted_self_ns",
+            "predicted device time (`predictions.predicted_device_ns`) of the module's own operators; whole stage",
+        ),
         _whole("predicted_total_ns", "the same with all modules below"),
         _real(
             "ratio_predicted_to_measured",
@@ -115,7 +131,7 @@ OPERATORS: Final = pa.schema(
         _whole("event_count", "events; profiled forwards only"),
         _whole("measured_ns", "their summed duration"),
         _whole("scaled_ns", "the same, scaled to all forwards of the stage"),
-        _whole("predicted_ns", "predicted device time; whole stage"),
+        _whole("predicted_ns", "predicted time on the device, not the clock's; whole stage"),
         _whole("flops", "predicted tensor and vector FLOPs"),
         _whole("bytes", "predicted bytes read and written"),
         _real("share_of_module_flops", "`flops` over all FLOPs of the module in this stage; null where it has none"),
@@ -167,8 +183,35 @@ PAGES: Final = pa.schema(
         _whole("wall_ns", "host time, no profiler; median over the repeats"),
         _whole("measured_ns", "device time of the profiled forwards, `unclassified` included"),
         _whole("scaled_ns", "the same, scaled to all forwards of the page's stage"),
-        _whole("predicted_ns", "predicted device time"),
+        _whole("predicted_ns", "predicted wall time, the choice of tokens included"),
+        _whole("predicted_device_ns", "predicted device time, the choice of tokens included"),
         _whole("tensor_flops", "predicted matrix work"),
+    ]
+)
+
+#: One row per (stage, module) of `ATTRIBUTION`, and one per stage for what is outside of modules. Whole stages.
+GAP: Final = pa.schema(
+    [
+        _STAGE,
+        _MODULE_OR_REST,
+        _whole(
+            "datasheet_ns",
+            "roofline with the peaks of the hardware entry; 0 for the choice of tokens, which has none",
+        ),
+        _whole(
+            "ceilings_ns", "what the ceilings that the time model takes add to that; negative where they are higher"
+        ),
+        _whole("launch_ns", "what the shortest time of each launch adds"),
+        _whole("shape_ns", "what the operators' own curves at their sizes add, or save; 0 without a calibration"),
+        _whole("predicted_device_ns", "predicted device time: the sum of the four before it"),
+        _whole("unexplained_ns", "`measured_ns - predicted_device_ns`"),
+        _whole("measured_ns", "device time of its events, scaled to all forwards of the stage"),
+        _whole("host_gap_ns", "`wall_self_ns - measured_ns`; negative where the device works on after a call's return"),
+        _whole(
+            "wall_self_ns",
+            "host time of the module's calls without the calls inside them; first traced generation, no profiler. In "
+            "`unclassified` rows what remains of the stage's wall time in that generation",
+        ),
     ]
 )
 
@@ -224,4 +267,5 @@ TABLES: Final = {
     "operators": OPERATORS,
     "memory": MEMORY,
     "pages": PAGES,
+    "gap": GAP,
 }

@@ -263,3 +263,13 @@ def test_debug_shows_the_traceback(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert "Traceback" in done.stderr
     assert "InputError: no hardware 'nope'" in done.stderr
+
+
+def test_a_batch_of_pages(refused, tmp_path) -> None:
+    folder = resources.files("analytic") / "data" / "workloads"
+    text = (folder / "dsocr-smoke-v1.toml").read_text(encoding="utf-8")
+    workload = tmp_path / "batch.toml"
+    workload.write_text(f"batch_size = 4\n{text}", encoding="utf-8")
+    line = refused("--workload", workload)
+    assert "batch_size 4" in line
+    assert "--workload" in line

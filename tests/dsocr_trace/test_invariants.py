@@ -11,7 +11,7 @@ from dsocr_trace.runs.invariants import BrokenInvariantError, check_run
 @pytest.fixture
 def tables(finished):
     run, _ = finished
-    return {"attribution": run.attribution.copy(), "kernels": run.kernels.copy()}
+    return {name: run.table(name) for name in ("attribution", "kernels", "gap", "pages")}
 
 
 @pytest.fixture
@@ -101,6 +101,37 @@ def test_a_flop_lost(tables, flops):
     rows = tables["attribution"]
     rows.loc[first(rows, rows.tensor_flops > 0), "tensor_flops"] -= 1
     with pytest.raises(BrokenInvariantError, match="the modules' FLOPs sum to"):
+        check_run(tables, flops)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [
+        ("datasheet_ns", "predicted_device_ns"),
+        ("ceilings_ns", "predicted_device_ns"),
+        ("launch_ns", "predicted_device_ns"),
+        ("shape_ns", "predicted_device_ns"),
+        ("unexplained_ns", "measured_ns"),
+        ("host_gap_ns", "wall_self_ns"),
+    ],
+)
+def test_a_part_of_the_gap_that_does_not_add_up(tables, flops, part, whole):
+    tables["gap"].loc[0, part] += 1
+    with pytest.raises(BrokenInvariantError, match=f"the parts of {whole} of .* sum to another number"):
+        check_run(tables, flops)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["shape_ns", "predicted_device_ns", "measured_ns", "wall_self_ns"], "measured_ns"),
+        (["shape_ns", "predicted_device_ns", "unexplained_ns"], "predicted_device_ns"),
+    ],
+)
+def test_a_gap_that_adds_up_to_something_else(tables, flops, columns, name):
+    signs = [-1 if column == "unexplained_ns" else 1 for column in columns]
+    tables["gap"].loc[0, columns] += signs
+    with pytest.raises(BrokenInvariantError, match=f"the gap holds .* of {name}, the stage has"):
         check_run(tables, flops)
 
 

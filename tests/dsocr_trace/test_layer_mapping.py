@@ -13,6 +13,7 @@ from torch import nn
 from analytic.config import variant_config, variant_names
 from analytic.families.deepseek_ocr import DeepseekOcr
 from dsocr_trace.runs import pipeline
+from dsocr_trace.runs.gap import PREDICTED_PARTS
 from dsocr_trace.runs.ledger import attribution_table
 from dsocr_trace.runs.store import load
 from dsocr_trace.verification import live_layers
@@ -111,7 +112,7 @@ def test_a_known_class_in_an_unexpected_place_is_other_too():
 
 
 def test_a_checkpoint_is_compared_with_the_variant_of_its_size(invoke, tmp_path):
-    raw = json.loads((Path(live_layers.__file__).parents[1] / f"analytic/data/variants/{TINY}.json").read_text())
+    raw = json.loads((Path(live_layers.__file__).parents[2] / f"analytic/data/variants/{TINY}.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw))
     assert f"snapshot of {TINY}: none" in invoke("list", "layers", "--model", tmp_path).stdout
     raw["language_config"]["num_hidden_layers"] += 1
@@ -198,6 +199,9 @@ def test_nothing_is_predicted_for_other_and_all_of_it_is_measured(unmapped_run, 
     categories = run.operators[run.operators.module_path == path]
     assert len(categories)
     assert categories[["predicted_ns", "flops", "bytes"]].isna().all(axis=None)
+    gap = run.gap[run.gap.module_path == path]
+    assert gap[[*PREDICTED_PARTS, "predicted_device_ns", "unexplained_ns"]].isna().all(axis=None)
+    assert gap[["measured_ns", "wall_self_ns"]].gt(0).all(axis=None)
 
 
 def test_all_others_are_predicted_as_ever(unmapped_run, finished):
@@ -238,7 +242,7 @@ def test_what_is_predicted_below_an_unknown_module_counts_for_those_above():
          "operator_category": ["copy", "linear"], "unclassified_reason": None}
     )  # fmt: skip
     sums = dict.fromkeys(("tensor_flops", "vector_flops", "bytes_read", "bytes_written"), 3)
-    predicted = pd.DataFrame({"stage": ["decode"], "module_path": ["a.x"], "predicted_ns": [6], **sums})
+    predicted = pd.DataFrame({"stage": ["decode"], "module_path": ["a.x"], "predicted_device_ns": [6], **sums})
     rows = attribution_table(modules, calls, kernels, predicted).set_index("module_path")
     assert rows.loc[["", "a", "a.x"], "measured_total_ns"].tolist() == [12, 12, 7]
     assert rows.loc[["", "a.x"], "predicted_total_ns"].tolist() == [6, 6]

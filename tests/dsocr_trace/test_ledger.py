@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from dsocr_trace.runs.gap import gap_table
 from dsocr_trace.runs.ledger import attribution_table, memory_table, operators_table
 from stage_runners.measurement import MeasuredMemory
 
@@ -20,6 +21,8 @@ MODULES = pd.DataFrame(
 )
 CALLS = pd.DataFrame(
     {
+        "call_id": [0, 1, 2, 3, 4],
+        "parent_call_id": [None, 0, 1, 0, 3],
         "stage": ["decode"] * 5,
         "module_path": ["", "a", "a.x", "a", "a.x"],
         "start_ns": [0, 10, 20, 50, 60],
@@ -40,7 +43,11 @@ PREDICTIONS = pd.DataFrame(
     {
         "stage": ["decode", "decode"],
         "module_path": ["a.x", "a"],
-        "predicted_ns": [60, 20],
+        "predicted_ns": [70, 90],
+        "predicted_device_ns": [60, 20],
+        "datasheet_ns": [12, 3],
+        "roof_ns": [50, 20],
+        "floor_ns": [8, 16],
         "tensor_flops": [1_000, 0],
         "vector_flops": [0, 50],
         "bytes_read": [300, 20],
@@ -139,3 +146,51 @@ def test_memory_joins_what_was_measured_by_stage_and_module():
     assert rows.loc["a.x", ["measured_activation_peak_bytes", "measured_kv_cache_bytes"]].tolist() == [7, 0]
     assert rows.loc["a", "measured_kv_cache_bytes"] == 40
     assert pd.isna(rows.loc["a", "measured_activation_peak_bytes"])
+
+
+SAMPLING = pd.DataFrame(
+    {"datasheet_ns": [0], "roof_ns": [9], "floor_ns": [4], "predicted_device_ns": [11]}, index=["decode"]
+)
+GAP_COLUMNS = [
+    "datasheet_ns", "ceilings_ns", "launch_ns", "shape_ns", "predicted_device_ns", "unexplained_ns", "measured_ns",
+    "host_gap_ns", "wall_self_ns",
+]  # fmt: skip
+
+
+def gap(predictions: pd.DataFrame, sampling: pd.DataFrame) -> pd.DataFrame:
+    attribution = attribution_table(MODULES, CALLS, KERNELS, predictions)
+    rows = gap_table(attribution, CALLS, predictions, sampling, {"decode": 130})
+    return rows.set_index(["stage", "module_path"])[GAP_COLUMNS]
+
+
+def test_the_gap_from_the_datasheet_to_the_clock():
+    rows = gap(PREDICTIONS, SAMPLING)
+    assert rows.loc["decode"].to_dict("index") == {
+        path: dict(zip(GAP_COLUMNS, numbers, strict=True))
+        for path, numbers in {
+            # Each of its two calls took 10 ns, and its events 80 ns on all forwards.
+            "a.x": [12, 50 - 8 - 12, 8, 60 - 50, 60, 80 - 60, 80, 20 - 80, 20],
+            "a": [3, 20 - 16 - 3, 16, 0, 20, 0 - 20, 0, 50, 30 + 40 - 20],
+            # Called, and nothing is predicted to run there.
+            "": [0, 0, 0, 0, 0, 10, 10, 30 - 10, 100 - 30 - 40],
+            "unclassified": [0, 9 - 4, 4, 11 - 9, 11, 30 - 11, 30, 30 - 30, 130 - 100],
+        }.items()
+    }
+    assert rows.loc[("other", "unclassified")].tolist() == [0, 0, 0, 0, 0, 7, 7, -7, 0]
+
+
+def test_the_gap_without_predictions_keeps_what_was_measured():
+    rows = gap(PREDICTIONS.iloc[:0], SAMPLING.iloc[:0])
+    assert rows[GAP_COLUMNS[:6]].isna().all(axis=None)
+    assert rows.measured_ns.sum() == KERNELS.scaled_ns.sum()
+    assert rows.loc["decode", "wall_self_ns"].sum() == 130
+
+
+def test_the_gap_predicts_nothing_for_what_no_layer_stands_for():
+    modules = MODULES.assign(analytic_layer=["Root", "other", "Linear", None])
+    predictions = PREDICTIONS[PREDICTIONS.module_path != "a"]
+    attribution = attribution_table(modules, CALLS, KERNELS, predictions)
+    rows = gap_table(attribution, CALLS, predictions, SAMPLING, {"decode": 130}).set_index(["stage", "module_path"])
+    assert rows.loc[("decode", "a"), GAP_COLUMNS[:6]].isna().all()
+    assert rows.loc[("decode", "a"), GAP_COLUMNS[6:]].tolist() == [0, 50, 50]
+    assert rows.loc["decode"].drop("a").notna().all(axis=None)

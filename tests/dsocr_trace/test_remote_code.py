@@ -81,6 +81,9 @@ def test_its_own_modules_are_traced_and_nothing_is_predicted(checkpoint, tmp_pat
     assert rows.loc[("decode", "mixer"), "measured_self_ns"] > 0
     assert rows.predicted_self_ns.isna().all()
     assert summary["stages"]["decode"]["predicted_ns"] is None
+    gap = finished.gap.set_index("module_path").loc["mixer"]
+    assert gap.predicted_device_ns.isna().all()
+    assert (gap.wall_self_ns > 0).all()
 
 
 def test_code_that_fails_is_one_line(checkpoint, tmp_path):
