@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from functools import cached_property
+from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
@@ -109,6 +111,16 @@ class Prediction:
     def hardware(self) -> Hardware:
         """Entry of the device."""
         return self.device.hardware
+
+    @cached_property
+    def sums(self) -> dict[tuple[Stage, str], _Sum]:
+        """What each module runs itself, its calls included, by stage and module."""
+        found: defaultdict[tuple[Stage, str], _Sum] = defaultdict(_Sum)
+        for predicted in self.operations:
+            found[predicted.operation.stage, predicted.operation.module_path].add_operation(predicted)
+        for key, called in self.module_calls.items():
+            found[key].add(called)
+        return dict(found)
 
 
 @attrs.frozen(kw_only=True)
@@ -276,18 +288,10 @@ def subtree_totals(tree: tuple[ModuleNode, ...], own: Mapping[str, Summand], zer
 
 def module_rows(prediction: Prediction) -> list[ModuleRow]:
     """One row per stage and called module, with what it runs itself, in the order of the tree."""
-    own: dict[tuple[Stage, str], list[PredictedOperation]] = defaultdict(list)
-    for predicted in prediction.operations:
-        own[predicted.operation.stage, predicted.operation.module_path].append(predicted)
-    calls = prediction.work.calls
+    calls, sums = prediction.work.calls, prediction.sums
     keys = [(stage, node.module_path) for stage in STAGES for node in prediction.work.tree]
     return [
-        ModuleRow(
-            module_path=key[1],
-            stage=key[0],
-            calls=calls[key],
-            **_columns(own[key], [prediction.module_calls[key]], prediction.device),
-        )
+        ModuleRow(module_path=key[1], stage=key[0], calls=calls[key], **sums[key].columns(prediction.device))
         for key in keys
         if key in calls
     ]
@@ -297,16 +301,19 @@ def stage_rows(prediction: Prediction) -> list[StageRow]:
     """One row per stage with everything that runs in it; `calls` counts the calls of all modules."""
     rows = []
     for stage in STAGES:
-        inside = [predicted for predicted in prediction.operations if predicted.operation.stage == stage]
-        called = [part for (where, _), part in prediction.module_calls.items() if where == stage]
-        outside = [prediction.sampling[stage]] if stage in prediction.sampling else []
+        whole = _Sum()
+        for (where, _), own in prediction.sums.items():
+            if where == stage:
+                whole.include(own)
+        columns = whole.columns(prediction.device)
+        outside = prediction.sampling[stage].times if stage in prediction.sampling else Times()
         rows.append(
             StageRow(
                 stage=stage,
                 calls=sum(count for (where, _), count in prediction.work.calls.items() if where == stage),
-                predicted_wall_ns=sum(part.times.predicted_ns for part in (*inside, *called, *outside)),
-                predicted_busy_ns=sum(part.times.predicted_device_ns for part in (*inside, *called, *outside)),
-                **_columns(inside, called, prediction.device),
+                predicted_wall_ns=columns["predicted_ns"] + outside.predicted_ns,
+                predicted_busy_ns=columns["predicted_device_ns"] + outside.predicted_device_ns,
+                **columns,
             )
         )
     return rows
@@ -350,20 +357,49 @@ def _flops(cost: Cost) -> int:
     return flops
 
 
-def _columns(members: Sequence[PredictedOperation], called: Sequence[TimedPart], device: Calibration) -> dict[str, Any]:
-    cost = total(member.operation.cost for member in members)
-    by_cause: Counter[Cause] = Counter()
-    for part in (*members, *called):
-        by_cause.update(part.by_cause)
-    times = {name: sum(getattr(part.times, name) for part in (*members, *called)) for name in TIME_COLUMNS}
-    is_beyond = 2 * times["extrapolated_ns"] > times["predicted_device_ns"]
-    return {
-        **cost.columns(),
-        **times,
-        "bound": TimedPart(Times(), by_cause).bound,
-        "source": "extrapolated" if device.source == "calibrated" and is_beyond else device.source,
-        "activation_peak_bytes": max((member.operation.activation_peak_bytes for member in members), default=0),
-    }
+_times_of: Final = attrgetter(*TIME_COLUMNS)
+
+
+@attrs.define
+class _Sum:
+    """Costs and times of several parts, in the order of `COST_COLUMNS` and `TIME_COLUMNS`."""
+
+    costs: list[int] = attrs.field(factory=lambda: [0] * len(COST_COLUMNS))
+    times: list[int] = attrs.field(factory=lambda: [0] * len(TIME_COLUMNS))
+    by_cause: defaultdict[Cause, float] = attrs.field(factory=lambda: defaultdict(float))
+    peak_bytes: int = 0
+
+    def add(self, part: TimedPart) -> None:
+        """Take in the times of a part."""
+        self.times = list(map(add, self.times, _times_of(part.times)))
+        for cause, nanoseconds in part.by_cause.items():
+            self.by_cause[cause] += nanoseconds
+
+    def add_operation(self, predicted: PredictedOperation) -> None:
+        """Take in an operation."""
+        self.add(predicted)
+        self.costs = list(map(add, self.costs, predicted.operation.cost.columns().values()))
+        self.peak_bytes = max(self.peak_bytes, predicted.operation.activation_peak_bytes)
+
+    def include(self, other: _Sum) -> None:
+        """Take in another sum."""
+        self.costs = list(map(add, self.costs, other.costs))
+        self.times = list(map(add, self.times, other.times))
+        for cause, nanoseconds in other.by_cause.items():
+            self.by_cause[cause] += nanoseconds
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+
+    def columns(self, device: Calibration) -> dict[str, Any]:
+        """Columns of `CostRow`."""
+        times = dict(zip(TIME_COLUMNS, self.times, strict=True))
+        is_beyond = 2 * times["extrapolated_ns"] > times["predicted_device_ns"]
+        return {
+            **dict(zip(COST_COLUMNS, self.costs, strict=True)),
+            **times,
+            "bound": max(self.by_cause, key=self.by_cause.__getitem__, default=None),
+            "source": "extrapolated" if device.source == "calibrated" and is_beyond else device.source,
+            "activation_peak_bytes": self.peak_bytes,
+        }
 
 
 def _check_conserved(prediction: Prediction) -> None:

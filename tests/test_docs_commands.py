@@ -25,7 +25,7 @@ ELLIPSIS = "…"
 #: Words of commands that are not run here, but only checked for their options, and why.
 NOT_RUN = {
     "cuda": "needs a GPU",
-    "path/to": "needs a checkpoint",
+    "path/to": "needs a checkpoint, a calibration or a backtest",
     "--stage 2": "needs Nsight Systems",
     ".nsys-rep": "needs a recording of Nsight Systems",
     ".sqlite": "needs a recording of Nsight Systems",

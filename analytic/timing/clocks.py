@@ -172,7 +172,7 @@ class _Clocks:
         spent.floor_ns += time.floor_ns
         spent.extrapolated_ns += time.device_ns * (time.source != "calibrated")
         self._busy += time.device_ns
-        at_floor = time.roof_ns < 2 * self._host.kernel_floor_ns
+        at_floor = time.roof_ns < 2 * time.floor_ns
         cause: Cause = "launch" if at_floor else "compute" if time.compute_bound else "memory"
         if self._one_clock:
             end = self._host_at + time.device_ns

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from stage_runners.stage1 import Progress
 
 #: What a quick calibration may take: enough to see that everything works, not to judge the model.
-_QUICK_LIMITS: Final = Limits(look_s=4, budget_s=6, call_s=0.01, large_call_s=0.02)
+_QUICK_LIMITS: Final = Limits(look_s=4, total_s=10, call_s=0.01, large_call_s=0.02)
 #: Readings of the control on each side of the first calibration; their medians are the reference.
 _READINGS: Final = 3
 _CONTROLS: Final = ("product_before_ns", "copy_before_ns", "product_after_ns", "copy_after_ns")
@@ -66,7 +66,8 @@ SCHEMAS: Final = {
     "trials": pa.schema(
         [
             *_columns(text=["workload", "crop_grid"]),
-            *_columns(whole=["trial", "order", "seed", "base_size_px", "image_size_px", "seq_len", "max_new_tokens"]),
+            *_columns(whole=["trial", "order", "seed", "base_size_px", "image_size_px", "seq_len"]),
+            *_columns(whole=["max_new_tokens", "batch_size"]),
             *_columns(whole=[*LEVELS, ROUTED, "predicted_after_ns", "extrapolated_ns", *_MEASURED, *_CONTROLS]),
             *_columns(real=["error", "drift"]),
             pa.field("accepted", pa.bool_()),
@@ -181,7 +182,7 @@ def prepare(options: BacktestOptions) -> Setup:
         device=device,
         config=config,
         policy=Policy(dtype=dtype),
-        hardware=hardware_for(None, device),
+        hardware=hardware_for(None, device) if given is None else given.hardware,
         trials=tuple(trials),
         given=given,
         started_at=dt.datetime.now(dt.UTC),
@@ -351,6 +352,7 @@ def _trial(one: MeasuredTrial, reference: Control) -> dict[str, Any]:
         "image_size_px": workload.image_size,
         "seq_len": workload.seq_len,
         "max_new_tokens": workload.max_new_tokens,
+        "batch_size": workload.batch_size,
         "drift": drift(reference, one),
         **dict(zip(_CONTROLS, controls, strict=True)),
     }

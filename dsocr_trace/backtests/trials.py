@@ -20,7 +20,7 @@ _QUICK_WORKLOADS: Final = 4
 _QUICK_TOKENS: Final = 3
 
 
-def _workload(grid: Grid | None, base: int, image: int, text: int, tokens: int, batch: int = 1) -> Workload:
+def _workload(grid: Grid | None, base: int, image: int, *, text: int, tokens: int, batch: int = 1) -> Workload:
     shape = "whole" if grid is None else f"{grid[0]}x{grid[1]}-{image}"
     return Workload(
         id=f"{shape}-{base}-text{text}" + (f"-batch{batch}" if batch > 1 else ""),
@@ -36,7 +36,7 @@ def _workload(grid: Grid | None, base: int, image: int, text: int, tokens: int, 
     )
 
 
-#: Short and long prompts, short and long generations, one view and ten, a batch; cheap ones first.
+#: Short and long prompts, short and long generations, one view and seven, a batch; cheap ones first.
 WORKLOADS: Final = (
     _workload(None, 512, 640, text=40, tokens=20),
     _workload(None, 640, 640, text=300, tokens=16),

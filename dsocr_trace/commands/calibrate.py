@@ -95,5 +95,5 @@ def _default_path(calibration: Calibration) -> Path:
 
     _FOLDER.mkdir(exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", calibration.device.lower()).strip("-")
-    measured_at = dt.datetime.fromisoformat(calibration.measured_at)
+    measured_at = dt.datetime.fromisoformat(str(calibration.measured_at))
     return _FOLDER / f"{device}-{measured_at:%Y%m%d-%H%M%S}.parquet"

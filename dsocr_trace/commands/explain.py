@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 )
 @click.option("--stage", type=click.Choice(["vision", "prefill", "decode"]), help="Only this stage.  [default: all]")
 @click.option(
-    "--hardware", metavar="NAME|FILE.toml", help="Predict for this; needed with --workload.  [default: of the run]"
+    "--hardware",
+    metavar="NAME|FILE.toml|FILE.parquet",
+    help="Predict for this; needed with --workload.  [default: of the run]",
 )
 @click.option("--variant", metavar="ID", help="Size of the model.  [default: of the workload]")
 @click.option(
@@ -79,7 +81,9 @@ def _of_workload(
         raise InputError("a workload has no numbered pages; --page goes with --run")
     if hardware is None:
         choices = ", ".join(hardware_names())
-        raise InputError(f"times need a device; choose one of {choices}, or a .toml file, with --hardware")
+        raise InputError(
+            f"times need a device; choose one of {choices}, a .toml file or a calibration, with --hardware"
+        )
     found = predict_words(workload, hardware, variant=variant, settings=settings)
     return subject(found, module_path, STAGES if stage is None else (stage,))
 

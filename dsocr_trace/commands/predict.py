@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--workload", required=True, metavar="ID|FILE.toml", help="What to predict.")
-@click.option("--hardware", required=True, metavar="NAME|FILE.toml", help="For what; see `dsocr-trace list hardware`.")
+@click.option(
+    "--hardware",
+    required=True,
+    metavar="NAME|FILE.toml|FILE.parquet",
+    help="For what: an entry of `dsocr-trace list hardware`, a file like one, or a calibration.",
+)
 @click.option(
     "--model",
     default="builtin",
@@ -33,6 +38,12 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Change the workload, such as batch_size=4 or crop_grid=2x3; may be given several times.",
 )
+@click.option(
+    "--backtest",
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE.json",
+    help="Backtest of the calibrated device: how far the answer may be off.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print stages and modules as one JSON object.")
 @click.option(
     "--export",
@@ -49,6 +60,7 @@ def predict(
     model: str,
     variant: str | None,
     settings: tuple[str, ...],
+    backtest: Path | None,
     as_json: bool,
     export: Path | None,
     force: bool,
@@ -56,20 +68,26 @@ def predict(
 ) -> None:
     """Predict cost and time of a workload on a device, without running it."""
     with reported(debug=debug):
+        import gc  # noqa: PLC0415
         import json  # noqa: PLC0415
 
-        from dsocr_trace.forecasts.forecast import predict_words  # noqa: PLC0415
+        from dsocr_trace.forecasts.forecast import predict_words, without_collection  # noqa: PLC0415
         from dsocr_trace.report.forecast import print_forecast  # noqa: PLC0415
 
         if export is not None:
             _check_export(export, force=force)
-        found = predict_words(workload, hardware, source=model, variant=variant, settings=settings)
-        if export is not None:
-            _export(found, export, force=force)
-        if as_json:
-            click.echo(json.dumps(found.summary()))
-        else:
-            print_forecast(found)
+        with without_collection():
+            found = predict_words(
+                workload, hardware, source=model, variant=variant, settings=settings, backtest=backtest
+            )
+            if export is not None:
+                _export(found, export, force=force)
+            if as_json:
+                click.echo(json.dumps(found.summary()))
+            else:
+                print_forecast(found)
+            # The process ends soon: it need not look through all of this once more.
+            gc.freeze()
 
 
 def _check_export(path: Path, *, force: bool) -> None:

@@ -153,7 +153,7 @@ def _print_run(path: Path, *, as_json: bool) -> None:
 
     finished = load(path)
     stage2 = finished.manifest["stage2"]
-    tables = {name: finished.table(name) for name in ("attribution", "pages")}
+    tables = {name: finished.table(name) for name in ("attribution", "pages", "predictions", "gap")}
     if as_json:
         click.echo(json.dumps(summary(str(path), finished.manifest, tables) | {"stage2": stage2}))
         return

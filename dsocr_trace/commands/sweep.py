@@ -53,10 +53,11 @@ from dsocr_trace.commands.common import debug_option, reported
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @debug_option
 def sweep(*, output: Path | None, force: bool, as_json: bool, debug: bool, **options: Any) -> None:
-    """Predict a range of workloads on one or several devices: tables, pictures, and a page that reads them.
+    """Lower bounds for a range of workloads on one or several devices: tables, pictures, and a page that reads them.
 
     vision varies crop grids and view sizes, sequence the prompt's length, decode the number of new tokens, profiles
-    takes every built-in workload; all of them vary the batch size.
+    takes every built-in workload; all of them vary the batch size. Times are rooflines of datasheets; predict says what
+    one workload takes.
     """
     with reported(debug=debug):
         import json  # noqa: PLC0415

@@ -14,6 +14,7 @@ from dsocr_trace.comparison.spread import (
     Samples,
     device_samples,
     differences,
+    drifts,
     own_walls,
     stage_samples,
     wall_samples,
@@ -33,6 +34,8 @@ UNITS: Final = {"vision": "views", "prefill": "prompt tokens", "decode": "steps"
 
 #: Verdicts on a time. "unknown": measured only once, so nothing says how far it varies.
 SLOWER, FASTER, WITHIN, UNKNOWN, NEW, GONE = "slower", "faster", "within spread", "unknown", "new", "gone"
+#: Of a stage that took another time, but not beyond what all its modules share.
+DRIFTED: Final = "drifted"
 #: Less than a thousandth of the stage: not worth a test.
 SMALL: Final = "negligible"
 
@@ -43,6 +46,8 @@ _TIMES: Final = (
 )  # fmt: skip
 _WORK: Final = ("tensor_flops", "vector_flops", "bytes_total")
 _FACTS: Final = ("model", "variant", "weights", "remote_code", "dtype", "attention", "seed", "git_commit")
+#: What may differ between runs whose modules all do the same on the same machine.
+_HARMLESS: Final = {"git_commit", "version of dsocr-trace", "predicted for"}
 
 
 @attrs.frozen(eq=False)
@@ -59,8 +64,11 @@ class Comparison:
         The times that tell of a module's speed, weightiest first: "wall" (own host time), "device" (own device time).
     stages
         One row per stage, and "total" where it can be compared. Figures of B are for as much work as A did.
+        ``drift`` is by how much all its modules took longer alike, ``modules_ns`` what the modules that are named
+        changed beyond that; null where that cannot be told.
     modules
-        One row per (stage, module) of either run; ``wall_*`` and ``device_*`` tell how sure a difference is.
+        One row per (stage, module) of either run; ``wall_*`` and ``device_*`` tell how sure a difference is. A
+        difference is what is left of it without ``wall_drift`` or ``device_drift``.
     """
 
     run_a: Run
@@ -72,9 +80,11 @@ class Comparison:
     modules: pd.DataFrame
 
     def slower(self, percent: float) -> list[str]:
-        """Stages that are slower by more than `percent`: surely, or as far as is known."""
-        more = self.stages["wall_ns_b"] > self.stages["wall_ns_a"] * (1 + percent / 100)
-        found: list[str] = self.stages.loc[more & self.stages["verdict"].isin([SLOWER, UNKNOWN]), "stage"].tolist()
+        """Stages that are slower by more than `percent`: by their named modules, or as far as is known."""
+        rows = self.stages
+        slower, unknown = rows["verdict"] == SLOWER, rows["verdict"] == UNKNOWN
+        change = rows["difference_ns"].where(unknown | rows["modules_ns"].isna(), rows["modules_ns"])
+        found: list[str] = rows.loc[(slower | unknown) & (change > rows["wall_ns_a"] * percent / 100), "stage"].tolist()
         return found
 
     def changes(self, clock: str) -> pd.DataFrame:
@@ -120,15 +130,18 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
         raise InputError(f"{run_a.path} and {run_b.path} are the same run; name two different ones")
     a, b = _side(run_a), _side(run_b)
     factors = {stage: a.work[stage] / b.work[stage] for stage in STAGES if a.work[stage] and b.work[stage]}
-    same_work = a.work == b.work
+    same_work, differs = a.work == b.work, _differs(run_a.manifest, run_b.manifest)
+    alike = same_work and set(differs) <= _HARMLESS
+    stages = _stages(a, b, factors | ({TOTAL: 1.0} if same_work else {}))
+    modules = _modules(a, b, factors, alike=alike)
     return Comparison(
         run_a=run_a,
         run_b=run_b,
-        differs=_differs(run_a.manifest, run_b.manifest),
+        differs=differs,
         caveats=tuple(_caveats(a, b)),
         clocks=("wall",) if a.on_cpu and b.on_cpu else ("device",) if a.on_cpu or b.on_cpu else ("device", "wall"),
-        stages=_stages(a, b, factors | ({TOTAL: 1.0} if same_work else {})),
-        modules=_modules(a, b, factors),
+        stages=_with_drift(stages, modules) if alike else stages.assign(drift=np.nan, modules_ns=np.nan),
+        modules=modules,
     )
 
 
@@ -181,7 +194,11 @@ def _differs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str,
         return {
             **workload,
             **{name: manifest.get(name) for name in _FACTS},
-            "device": manifest["device"]["name"],
+            **{
+                ("device" if name == "name" else f"device {name}"): value
+                for name, value in manifest["device"].items()
+                if name != "device"
+            },
             "predicted for": manifest["hardware"]["name"],
             **{f"version of {name}": value for name, value in manifest["versions"].items()},
         }
@@ -229,10 +246,28 @@ def _verdicts(rows: pd.DataFrame, presence: pd.Series, prefix: str = "") -> pd.S
 def _stages(a: _Side, b: _Side, factors: Mapping[str, float]) -> pd.DataFrame:
     left, right = _stage_figures(a, dict.fromkeys(factors, 1.0)), _stage_figures(b, factors)
     rows = left.add_suffix("_a").join(right.add_suffix("_b"))
-    tested = differences(a.stage, b.stage, factors, a.stage.repeats.index).droplevel("module_path")
+    tested = differences(a.stage, b.stage, factors, a.stage.repeats.index, {}).droplevel("module_path")
     rows = rows.join(tested).assign(difference_ns=rows["wall_ns_b"] - rows["wall_ns_a"])
     rows.insert(0, "unit", rows.index.map(UNITS.get))
     return rows.assign(verdict=_verdicts(rows, pd.Series("both", index=rows.index))).reset_index()
+
+
+def _with_drift(stages: pd.DataFrame, modules: pd.DataFrame) -> pd.DataFrame:
+    """Say of each stage what its named modules changed, and that the rest of a change is shared by all."""
+    named = modules[modules["wall_verdict"].isin([SLOWER, FASTER])]
+    changed = named.groupby("stage")["wall_difference_ns"].sum().reindex(STAGES).fillna(0.0)
+    behind = {stage: set(rows["wall_verdict"]) for stage, rows in named.groupby("stage")}
+    behind[TOTAL] = set[str]().union(*behind.values())
+    drift = modules.groupby("stage")["wall_drift"].first()
+    stands_alone = [
+        verdict in {SLOWER, FASTER} and verdict not in behind.get(stage, ())
+        for stage, verdict in zip(stages["stage"], stages["verdict"], strict=True)
+    ]
+    return stages.assign(
+        drift=stages["stage"].map(drift),
+        modules_ns=stages["stage"].map(changed.to_dict() | {TOTAL: changed.sum()}),
+        verdict=stages["verdict"].mask(pd.Series(stands_alone, index=stages.index), DRIFTED),
+    )
 
 
 def _stage_figures(side: _Side, factors: Mapping[str, float]) -> pd.DataFrame:
@@ -249,7 +284,7 @@ def _stage_figures(side: _Side, factors: Mapping[str, float]) -> pd.DataFrame:
     return rows[["calls"]].join(scaled).assign(units=rows.index.map(side.work.get))
 
 
-def _modules(a: _Side, b: _Side, factors: Mapping[str, float]) -> pd.DataFrame:
+def _modules(a: _Side, b: _Side, factors: Mapping[str, float], *, alike: bool) -> pd.DataFrame:
     scale = b.attribution["stage"].map(factors).fillna(1.0)
     figures = [*_TIMES, "wall_self_ns", *_WORK]
     scaled = b.attribution.assign(**b.attribution[figures].mul(scale, axis=0))
@@ -265,8 +300,11 @@ def _modules(a: _Side, b: _Side, factors: Mapping[str, float]) -> pd.DataFrame:
         ("wall", "wall_self_ns", (a.wall, b.wall)),
         ("device", "scaled_self_ns", (a.device, b.device)),
     ):
-        rows[f"{clock}_difference_ns"] = rows[f"{column}_b"].fillna(0) - rows[f"{column}_a"].fillna(0)
-        tested = differences(*sides, factors, shared).add_prefix(f"{clock}_")
+        drift = drifts(*sides, STAGES) if alike else {}
+        rows[f"{clock}_drift"] = rows["stage"].map({stage: shared.factor for stage, shared in drift.items()})
+        without = rows[f"{column}_b"] / rows[f"{clock}_drift"].fillna(1.0)
+        rows[f"{clock}_difference_ns"] = without.fillna(0) - rows[f"{column}_a"].fillna(0)
+        tested = differences(*sides, factors, shared, drift).add_prefix(f"{clock}_")
         rows = rows.merge(tested, left_on=_KEYS, right_index=True, how="left")
         rows[f"{clock}_verdict"] = _verdicts(rows, presence, f"{clock}_")
     return rows

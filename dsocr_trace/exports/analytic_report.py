@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: Raised when a name or a meaning below changes.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Stage: TypeAlias = Literal["vision", "prefill", "decode", "other"]
 Bound: TypeAlias = Literal["compute", "memory", "launch", "host"]
@@ -44,11 +44,21 @@ class CostReport:
     kv_cache_bytes
         Bytes by which the key-value cache grows.
     predicted_ns
-        Time on the device.
+        Wall time: by how much it moves the end of everything, on the clocks of host and device.
+    predicted_device_ns, predicted_host_ns
+        Busy time of the device and of the host.
+    datasheet_ns
+        Roofline with the peaks of the device's entry.
+    roof_ns
+        The same with the ceilings that the time model takes, and the launch floor.
+    floor_ns
+        The shortest time that anything takes on the device, for each launch.
+    extrapolated_ns
+        How much of the device's time lies beyond the calibrated sizes.
     predicted_ns_by_bound
-        The same, by what each operator is bound by.
+        The wall time, by what each operator and each call of a module is bound by.
     bound
-        What most of the time is bound by; null where nothing takes time.
+        What most of the wall time is bound by; null where nothing takes time.
     """
 
     tensor_flops: int
@@ -60,6 +70,12 @@ class CostReport:
     activation_peak_bytes: int
     kv_cache_bytes: int
     predicted_ns: int
+    predicted_device_ns: int
+    predicted_host_ns: int
+    datasheet_ns: int
+    roof_ns: int
+    floor_ns: int
+    extrapolated_ns: int
     predicted_ns_by_bound: dict[Bound, int]
     bound: Bound | None
 
@@ -80,6 +96,12 @@ class InstanceCostReport:
     activation_bytes: float
     kv_cache_bytes: float
     predicted_ns: float
+    predicted_device_ns: float
+    predicted_host_ns: float
+    datasheet_ns: float
+    roof_ns: float
+    floor_ns: float
+    extrapolated_ns: float
     bound: Bound | None
 
 
@@ -110,6 +132,8 @@ class CategoryReport:
 
     Attributes
     ----------
+    predicted_device_ns
+        Busy time of the device.
     flops
         Tensor and vector FLOPs.
     bytes
@@ -121,7 +145,7 @@ class CategoryReport:
     """
 
     operator_category: str
-    predicted_ns: int
+    predicted_device_ns: int
     flops: int
     bytes: int
     share_of_module_flops: float | None
@@ -161,7 +185,7 @@ class StageReport:
     calls
         Forward calls of all instances.
     own
-        What all instances run in their own forward.
+        What all instances run in their own forward, and the calls of themselves.
     total
         The same, with the modules below: own and the totals of the children add up to it.
     per_instance
@@ -231,6 +255,15 @@ class ModuleReport:
 
 
 @attrs.frozen(kw_only=True)
+class SamplingReport:
+    """Predicted time of the choice of tokens, which is in no module: wall time, and busy time of the device."""
+
+    stage: Stage
+    predicted_ns: int
+    predicted_device_ns: int
+
+
+@attrs.frozen(kw_only=True)
 class UnclassifiedReport:
     """Measured time of no module, by reason."""
 
@@ -249,6 +282,8 @@ class TopModule:
     ----------
     name
         Class in the published model.
+    share_of_model_time, total_time_ms
+        Of the predicted wall time.
     memory_activations_gb
         Largest output of a single operator call, in 10^9 bytes.
     """
@@ -269,11 +304,15 @@ class ReportSummary:
     Attributes
     ----------
     predicted_total_time_ms
-        Device time of all stages and pages.
+        Wall time of all stages and pages, the choice of tokens included.
     measured_total_time_ms
-        The same, measured and scaled to all forwards, with what belongs to no module; null without a run.
+        The same, measured without a profiler; null without a run.
     predicted_vs_measured_ratio
         The former over the latter; null without a run.
+    predicted_device_time_ms
+        Of the predicted wall time, how long the device is busy.
+    measured_device_time_ms
+        The same, measured and scaled to all forwards, with what belongs to no module; null without a run.
     notes
         What the reader must know.
     """
@@ -284,6 +323,8 @@ class ReportSummary:
     predicted_total_time_ms: float
     measured_total_time_ms: float | None
     predicted_vs_measured_ratio: float | None
+    predicted_device_time_ms: float
+    measured_device_time_ms: float | None
     top_modules: tuple[TopModule, ...]
     notes: tuple[str, ...]
 
@@ -302,11 +343,13 @@ class AnalyticModelReport:
         Where the tokens per expert are from: measured, or the plan balanced or worst.
     root
         The tree of modules; its totals are the model's.
+    sampling
+        What is predicted outside the modules; with the root's totals it is the whole.
     unclassified
         Measured time of no module.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     report_id: str
     run_id: str | None
     model: ModelReport
@@ -315,6 +358,7 @@ class AnalyticModelReport:
     routing_source: str
     summary: ReportSummary
     root: ModuleReport
+    sampling: tuple[SamplingReport, ...]
     unclassified: tuple[UnclassifiedReport, ...]
 
 

@@ -13,17 +13,19 @@ from analytic.cost import COST_COLUMNS, MODEL_DTYPES
 from analytic.errors import InputError
 from analytic.families.registry import families
 from analytic.layers.base import Policy
-from analytic.predict import category_rows
+from analytic.predict import TIME_COLUMNS, Times, category_rows
 from analytic.workload import Workload
 from dsocr_trace.exports.analytic_report import (
     SCHEMA_VERSION,
     AnalyticModelReport,
+    Bound,
     CategoryReport,
     CostReport,
     MeasuredReport,
     ModuleReport,
     OperatorReport,
     ReportSummary,
+    SamplingReport,
     StageReport,
     TopModule,
     UnclassifiedReport,
@@ -38,19 +40,20 @@ from dsocr_trace.exports.subject import (
     ViewReport,
     WorkloadReport,
 )
+from dsocr_trace.forecasts.basis import basis
 from dsocr_trace.forecasts.forecast import BUILTIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from analytic.hardware import Hardware
-    from analytic.predict import PredictedOperation
+    from analytic.predict import TimedPart
     from dsocr_trace.forecasts.forecast import Forecast
     from dsocr_trace.runs.store import Run
 
 _TOP: Final = 10
 _MEASURED: Final = tuple(field.name for field in attrs.fields(MeasuredReport))
 _CATEGORY: Final = tuple(field.name for field in attrs.fields(CategoryReport))
+_COSTLESS: Final = dict.fromkeys((*COST_COLUMNS, "activation_peak_bytes"), 0)
 
 
 def forecast_report(forecast: Forecast) -> AnalyticModelReport:
@@ -70,11 +73,20 @@ def forecast_report(forecast: Forecast) -> AnalyticModelReport:
             weight_bytes=root.parameter_count * MODEL_DTYPES[policy.dtype].bytes,
         ),
         workload=_workload(workload, [(workload.id, workload)]),
-        hardware=_hardware(forecast.hardware, forecast.prediction.operations),
+        hardware=_hardware(forecast),
         routing_source=work.routing.source,
         root=root,
+        sampling=tuple(
+            SamplingReport(
+                stage=stage,
+                predicted_ns=part.times.predicted_ns,
+                predicted_device_ns=part.times.predicted_device_ns,
+            )
+            for stage, part in forecast.prediction.sampling.items()
+        ),
         unclassified=(),
-        notes=tuple(_forecast_notes(root, work.routing.source)),
+        measured_wall_ns=None,
+        notes=(*basis(forecast.prediction), *_forecast_notes(root, work.routing.source)),
     )
 
 
@@ -84,8 +96,13 @@ def run_report(run: Run) -> AnalyticModelReport:
     Raises
     ------
     InputError
-        If the run predicted nothing.
+        If the run is of another schema version, or predicted nothing.
     """
+    from dsocr_trace.runs.many import other_version  # noqa: PLC0415  the report of a prediction does without pandas
+
+    problem = other_version(run)
+    if problem:
+        raise InputError(problem)
     manifest, rows = run.manifest, _tables(run)
     if not rows["predictions"]:
         raise InputError(
@@ -94,6 +111,7 @@ def run_report(run: Run) -> AnalyticModelReport:
     modules = [ModuleRecord(**{name: row[name] for name in _names(ModuleRecord)}) for row in rows["modules"]]
     root = fold(modules, _run_values(rows))
     workload = Workload(**manifest["workload"])
+    totals = [row for row in rows["pages"] if row["page_number"] is None]
     pages = [(page["name"], _page_workload(workload, page)) for page in manifest["pages"]]
     return _assembled(
         run_id=run.path.resolve().name,
@@ -109,8 +127,10 @@ def run_report(run: Run) -> AnalyticModelReport:
         hardware=_run_hardware(manifest),
         routing_source=manifest["expert_routing"]["source"],
         root=root,
+        sampling=tuple(_run_sampling(root, totals)),
         unclassified=tuple(_unclassified(rows["attribution"])),
-        notes=(*manifest["notes"], *_run_notes(rows["pages"])),
+        measured_wall_ns=sum(row["wall_ns"] for row in totals),
+        notes=(*manifest["notes"], *manifest["prediction"]["notes"], *_run_notes(totals)),
     )
 
 
@@ -120,24 +140,29 @@ def _assembled(
     model: ModelReport,
     workload: WorkloadReport,
     root: ModuleReport,
+    sampling: tuple[SamplingReport, ...],
     unclassified: tuple[UnclassifiedReport, ...],
+    measured_wall_ns: int | None,
     notes: tuple[str, ...],
     **parts: Any,
 ) -> AnalyticModelReport:
     """Add what follows from the parts: the id and the summary."""
-    parts |= {"model": model, "workload": workload, "root": root, "unclassified": unclassified}
+    parts |= {"model": model, "workload": workload, "root": root, "sampling": sampling, "unclassified": unclassified}
     plain = {name: attrs.asdict(part) if attrs.has(type(part)) else part for name, part in parts.items()}
     content = json.dumps(plain, sort_keys=True, default=attrs.asdict).encode()
     report_id = f"amr-{hashlib.sha256(content).hexdigest()[:12]}"
-    predicted_ns = sum(entry.total.predicted_ns for entry in root.stages)
-    measured_ns = _measured_ns(root, unclassified)
+    whole: list[CostReport | SamplingReport] = [*(entry.total for entry in root.stages), *sampling]
+    predicted_ns = sum(part.predicted_ns for part in whole)
+    measured_device_ns = _measured_device_ns(root, unclassified)
     summary = ReportSummary(
         report_id=report_id,
         model_variant=model.variant,
         workload_profile_id=workload.id,
         predicted_total_time_ms=predicted_ns / 1e6,
-        measured_total_time_ms=None if measured_ns is None else measured_ns / 1e6,
-        predicted_vs_measured_ratio=predicted_ns / measured_ns if measured_ns else None,
+        measured_total_time_ms=None if measured_wall_ns is None else measured_wall_ns / 1e6,
+        predicted_vs_measured_ratio=predicted_ns / measured_wall_ns if measured_wall_ns else None,
+        predicted_device_time_ms=sum(part.predicted_device_ns for part in whole) / 1e6,
+        measured_device_time_ms=None if measured_device_ns is None else measured_device_ns / 1e6,
         top_modules=_top_modules(root, predicted_ns),
         notes=notes,
     )
@@ -155,7 +180,7 @@ def _family(architecture: str) -> str:
     return next((name for name, family in families().items() if architecture in family.architectures), "other")
 
 
-def _measured_ns(root: ModuleReport, unclassified: Sequence[UnclassifiedReport]) -> int | None:
+def _measured_device_ns(root: ModuleReport, unclassified: Sequence[UnclassifiedReport]) -> int | None:
     """Device time of all modules and of none, scaled to all forwards; None where nothing was measured."""
     found = [entry.measured.scaled_total_ns for entry in root.stages if entry.measured]
     return sum(found) + sum(row.scaled_ns for row in unclassified) if found else None
@@ -217,15 +242,22 @@ def _page_workload(workload: Workload, page: dict[str, Any]) -> Workload:
     return attrs.evolve(workload, page_width=width, page_height=height, max_new_tokens=len(page["tokens"]))
 
 
-def _hardware(hardware: Hardware, operations: Iterable[PredictedOperation]) -> HardwareReport:
-    peaks = []
-    for dtype in sorted({predicted.operation.compute_dtype for predicted in operations}):
+def _hardware(forecast: Forecast) -> HardwareReport:
+    device, hardware, peaks = forecast.device, forecast.device.hardware, []
+    for dtype in sorted({predicted.operation.compute_dtype for predicted in forecast.prediction.operations}):
         for name in ("tensor_flops_per_s", "vector_flops_per_s"):
             figure = getattr(hardware, name)[dtype]
             peaks.append(PeakReport(name=name, dtype=dtype, value=float(figure.value), source=figure.source))
     memory = hardware.memory_bytes_per_s
     peaks.append(PeakReport(name="memory_bytes_per_s", dtype=None, value=float(memory.value), source=memory.source))
-    return HardwareReport(name=hardware.name, provenance=hardware.provenance, peaks=tuple(peaks))
+    return HardwareReport(
+        name=hardware.name,
+        device=device.device,
+        provenance=hardware.provenance,
+        source=device.source,
+        measured_at=device.measured_at,
+        peaks=tuple(peaks),
+    )
 
 
 def _run_hardware(manifest: dict[str, Any]) -> HardwareReport:
@@ -233,6 +265,7 @@ def _run_hardware(manifest: dict[str, Any]) -> HardwareReport:
     return HardwareReport(
         name=hardware["name"],
         provenance=hardware["provenance"],
+        **{name: manifest["prediction"][name] for name in ("device", "source", "measured_at")},
         peaks=tuple(
             PeakReport(name=name, dtype=dtype, value=float(hardware[name]), source=None)
             for name, dtype in dtypes.items()
@@ -241,7 +274,6 @@ def _run_hardware(manifest: dict[str, Any]) -> HardwareReport:
 
 
 def _forecast_notes(root: ModuleReport, routing_source: str) -> Iterator[str]:
-    yield "predicted times are a lower bound of device time: a roofline over every operator call"
     yield f"tokens per expert follow the plan {routing_source}; a model without experts has none"
     if not any(entry.stage == "vision" for entry in root.stages):
         yield "the model sees no pages: its prompt is as long as the workload's, and there is no vision stage"
@@ -257,25 +289,41 @@ def _predicted_values(forecast: Forecast) -> SelfValues:
                 operator_category=operation.operator_category,
                 compute_dtype=operation.compute_dtype,
                 calls=operation.calls,
-                cost=CostReport(
+                cost=_cost(
+                    predicted,
                     **operation.cost.columns(),
                     activation_peak_bytes=operation.activation_peak_bytes,
-                    predicted_ns=predicted.predicted_device_ns,
-                    predicted_ns_by_bound={predicted.bound: predicted.predicted_device_ns},
-                    bound=predicted.bound,
                 ),
             )
         )
+    costs: dict[Key, CostReport] = {
+        key: summed([_cost(called, **_COSTLESS), *(row.cost for row in operators[key])])
+        for key, called in forecast.prediction.module_calls.items()
+    }
     categories: dict[Key, list[CategoryReport]] = defaultdict(list)
     for row in category_rows(forecast.prediction):
         known = attrs.asdict(row) | dict.fromkeys(("event_count", "measured_ns", "scaled_ns"))
+        known["predicted_device_ns"] = row.predicted_ns
         categories[row.stage, row.module_path].append(CategoryReport(**{name: known[name] for name in _CATEGORY}))
     return SelfValues(
         calls={(str(stage), path): calls for (stage, path), calls in forecast.prediction.work.calls.items()},
-        costs={key: summed(row.cost for row in rows) for key, rows in operators.items()},
+        costs=costs,
         categories=categories,
         operators=operators,
         measured={},
+    )
+
+
+def _cost(part: TimedPart, **costs: int) -> CostReport:
+    return _timed_cost(part.times, part.bound, costs)
+
+
+def _timed_cost(times: Times, bound: Bound | None, costs: Mapping[str, int]) -> CostReport:
+    return CostReport(
+        **costs,
+        **attrs.asdict(times),
+        predicted_ns_by_bound={bound: times.predicted_ns} if bound else {},
+        bound=bound,
     )
 
 
@@ -296,7 +344,8 @@ def _run_values(rows: dict[str, list[dict[str, Any]]]) -> SelfValues:
     ledger = [row for row in rows["attribution"] if row["unclassified_reason"] is None]
     categories: dict[Key, list[CategoryReport]] = defaultdict(list)
     for row in rows["operators"]:
-        found = row | {name: row[name] or 0 for name in ("predicted_ns", "flops", "bytes")}
+        found = row | {name: row[name] or 0 for name in ("flops", "bytes")}
+        found["predicted_device_ns"] = row["predicted_ns"] or 0
         categories[_key(row)].append(CategoryReport(**{name: found[name] for name in _CATEGORY}))
     return SelfValues(
         calls={_key(row): row["calls"] for row in ledger},
@@ -308,13 +357,8 @@ def _run_values(rows: dict[str, list[dict[str, Any]]]) -> SelfValues:
 
 
 def _run_cost(row: dict[str, Any], activation_peak_bytes: int) -> CostReport:
-    return CostReport(
-        **{name: row[name] for name in COST_COLUMNS},
-        activation_peak_bytes=activation_peak_bytes,
-        predicted_ns=row["predicted_ns"],
-        predicted_ns_by_bound={row["bound"]: row["predicted_ns"]} if row["bound"] else {},
-        bound=row["bound"],
-    )
+    costs = {name: row[name] for name in COST_COLUMNS} | {"activation_peak_bytes": activation_peak_bytes}
+    return _timed_cost(Times(**{name: row[name] for name in TIME_COLUMNS}), row["bound"], costs)
 
 
 def _key(row: dict[str, Any]) -> Key:
@@ -333,13 +377,18 @@ def _unclassified(attribution: Iterable[dict[str, Any]]) -> Iterator[Unclassifie
             )
 
 
-def _run_notes(pages: Iterable[dict[str, Any]]) -> Iterator[str]:
-    yield "predicted times are a lower bound of device time; measured times are device times"
-    wall_ns = 0
-    for row in pages:
-        if row["page_number"] is None:
-            wall_ns += row["wall_ns"]
-            if row["profiled_forwards"] < row["forwards"]:
-                profiled = f"{row['profiled_forwards']} of {row['forwards']} forwards"
-                yield f"measured time of {row['stage']} is scaled from {profiled}"
-    yield f"wall time of the same forwards without a profiler: {wall_ns / 1e6:.3f} ms"
+def _run_sampling(root: ModuleReport, totals: Iterable[dict[str, Any]]) -> Iterator[SamplingReport]:
+    """What a stage takes by its own prediction, less what its modules take."""
+    modules = {entry.stage: entry.total for entry in root.stages}
+    for row in totals:
+        inside = modules[row["stage"]]
+        wall_ns, device_ns = (row[name] - getattr(inside, name) for name in ("predicted_ns", "predicted_device_ns"))
+        if wall_ns or device_ns:
+            yield SamplingReport(stage=row["stage"], predicted_ns=wall_ns, predicted_device_ns=device_ns)
+
+
+def _run_notes(totals: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for row in totals:
+        if row["profiled_forwards"] < row["forwards"]:
+            profiled = f"{row['profiled_forwards']} of {row['forwards']} forwards"
+            yield f"measured device time of {row['stage']} is scaled from {profiled}"

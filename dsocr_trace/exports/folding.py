@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import attrs
 
+from analytic.cost import COST_COLUMNS
 from analytic.layers.decoder import RoutedExpert
+from analytic.predict import TIME_COLUMNS
 from dsocr_trace.exports.analytic_report import (
     Bound,
     CategoryReport,
@@ -31,16 +33,7 @@ STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 #: Layers whose instances in one list do not depend on each other.
 _INDEPENDENT: Final = {RoutedExpert.__name__}
 
-_ADDED: Final = (
-    "tensor_flops",
-    "vector_flops",
-    "bytes_read",
-    "bytes_written",
-    "weight_bytes",
-    "activation_bytes",
-    "kv_cache_bytes",
-    "predicted_ns",
-)
+_ADDED: Final = (*COST_COLUMNS, *TIME_COLUMNS)
 _MEASURED: Final = tuple(field.name for field in attrs.fields(MeasuredReport))
 
 #: Stage and module path.
@@ -220,7 +213,7 @@ def _categories(keys: Sequence[Key], values: SelfValues) -> tuple[CategoryReport
         flops = sum(row.flops for row in rows)
         return CategoryReport(
             operator_category=category,
-            predicted_ns=sum(row.predicted_ns for row in rows),
+            predicted_device_ns=sum(row.predicted_device_ns for row in rows),
             flops=flops,
             bytes=sum(row.bytes for row in rows),
             share_of_module_flops=flops / module_flops if module_flops else None,

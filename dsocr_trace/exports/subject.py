@@ -117,7 +117,7 @@ class WorkloadReport:
 
 @attrs.frozen(kw_only=True)
 class PeakReport:
-    """One ceiling that times rest on: FLOP/s or bytes/s, as its name says; the dtype where it belongs to one."""
+    """One figure of the device's entry: FLOP/s or bytes/s, as its name says; the dtype where it belongs to one."""
 
     name: str
     dtype: str | None
@@ -127,8 +127,27 @@ class PeakReport:
 
 @attrs.frozen(kw_only=True)
 class HardwareReport:
-    """Device that times are predicted for, and the ceilings that were used."""
+    """Device that times are predicted for.
+
+    Attributes
+    ----------
+    name
+        Its entry.
+    device
+        Its own name, where it was calibrated; else that of the entry.
+    provenance
+        Where the entry has its figures from: datasheet or estimated.
+    source
+        What the times are from: calibrated, or the entry with default efficiencies.
+    measured_at
+        When it was calibrated, in ISO 8601; null without a calibration.
+    peaks
+        Figures of the entry, on which datasheet_ns rests.
+    """
 
     name: str
+    device: str
     provenance: str
+    source: Literal["calibrated", "datasheet", "estimated"]
+    measured_at: str | None
     peaks: tuple[PeakReport, ...]

@@ -19,6 +19,8 @@ from analytic.predict import CostRow, Prediction, category_rows, module_rows, st
 from analytic.predict import predict as predict_workload
 from analytic.whatif import Scenario, apply_settings
 from analytic.workload import load_workload
+from dsocr_trace.backtests.evidence import Evidence, load_evidence
+from dsocr_trace.forecasts.basis import basis
 from dsocr_trace.machine.devices import load_device
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from analytic.predict import ModuleRow, StageRow
     from analytic.timing.calibration import Calibration
 
 #: The model whose dimensions are built in.
@@ -62,22 +65,54 @@ class Forecast:
         Every operator with its cost and time.
     source
         ``"builtin"``, or the directory whose ``config.json`` gave the dimensions.
+    evidence
+        A backtest of the device, if one was given.
     """
 
     scenario: Scenario
     device: Calibration
     prediction: Prediction
     source: str = BUILTIN
+    evidence: Evidence | None = None
+
+    @cached_property
+    def stage_rows(self) -> list[StageRow]:
+        """Sums over the model, one row per stage."""
+        with without_collection():
+            return stage_rows(self.prediction)
+
+    @cached_property
+    def module_rows(self) -> list[ModuleRow]:
+        """Self values, one row per stage and module."""
+        with without_collection():
+            return module_rows(self.prediction)
+
+    @property
+    def wall_ns(self) -> int:
+        """From the first view to the last token."""
+        return sum(row.predicted_wall_ns for row in self.stage_rows)
+
+    @property
+    def busy_ns(self) -> int:
+        """Of that, the device's work."""
+        return sum(row.predicted_busy_ns for row in self.stage_rows)
+
+    @property
+    def decode_step_ns(self) -> float | None:
+        """Mean time of a decode forward, its token included; None where there is none."""
+        forwards = len(self.prediction.work.kv_lengths)
+        (decode,) = (row for row in self.stage_rows if row.stage == "decode")
+        return decode.predicted_wall_ns / forwards if forwards else None
 
     @cached_property
     def stages(self) -> pd.DataFrame:
-        """Sums over the model, one row per stage."""
-        return _frame(stage_rows(self.prediction))
+        """`stage_rows` as a frame."""
+        return _frame(self.stage_rows)
 
     @cached_property
     def modules(self) -> pd.DataFrame:
-        """Self values, one row per stage and module."""
-        return _frame(module_rows(self.prediction))
+        """`module_rows` as a frame."""
+        return _frame(self.module_rows)
 
     @cached_property
     def operators(self) -> pd.DataFrame:
@@ -92,18 +127,33 @@ class Forecast:
             "model": self.source,
             **attrs.asdict(self.scenario.policy),
             "hardware": self.device.hardware.name,
+            "device": self.device.device,
             "source": self.device.source,
+            "notes": list(basis(self.prediction)),
             "routing": self.prediction.work.routing.source,
+            "predicted_wall_ns": self.wall_ns,
+            "predicted_busy_ns": self.busy_ns,
+            "decode_step_ns": self.decode_step_ns,
+            "interval": self._interval(),
             "stages": {
                 row.stage: _columns(row)
                 | {"predicted_wall_ns": row.predicted_wall_ns, "predicted_busy_ns": row.predicted_busy_ns}
-                for row in stage_rows(self.prediction)
+                for row in self.stage_rows
             },
             "modules": [
-                {"stage": row.stage, "module_path": row.module_path, **_columns(row)}
-                for row in module_rows(self.prediction)
+                {"stage": row.stage, "module_path": row.module_path, **_columns(row)} for row in self.module_rows
             ],
         }
+
+    def _interval(self) -> dict[str, Any] | None:
+        if self.evidence is None:
+            return None
+        low, high = self.expected_ns(self.evidence)
+        return attrs.asdict(self.evidence) | {"low_ns": low, "high_ns": high}
+
+    def expected_ns(self, evidence: Evidence) -> tuple[int, int]:
+        """Between which times the whole lies, if the backtest holds for it."""
+        return round(self.wall_ns * evidence.low), round(self.wall_ns * evidence.high)
 
 
 def _columns(row: CostRow) -> dict[str, int | str | None]:
@@ -123,6 +173,7 @@ def predict(
     model: str = BUILTIN,
     variant: str | None = None,
     settings: Mapping[str, object] | None = None,
+    backtest: str | Path | None = None,
 ) -> Forecast:
     """Predict a workload on a device, without running it.
 
@@ -139,19 +190,27 @@ def predict(
         Size of the built-in model; the workload names the default.
     settings
         What-if changes by key (`analytic.whatif.KEYS`), such as ``{"batch_size": 4, "crop_grid": "2x3"}``.
+    backtest
+        Directory of a backtest of the calibrated device, for an interval beside the answer.
 
     Raises
     ------
     InputError
-        If a name is unknown, a setting impossible, the directory has no usable configuration, or the sequence is
-        longer than the model's.
+        If a name is unknown, a setting impossible, the directory has no usable configuration, the sequence is
+        longer than the model's, or the backtest is of something else.
     """
     words = [f"{key}={value}" for key, value in (settings or {}).items()]
-    return predict_words(workload, hardware, source=model, variant=variant, settings=words)
+    return predict_words(workload, hardware, source=model, variant=variant, settings=words, backtest=backtest)
 
 
 def predict_words(
-    workload: str, hardware: str, *, source: str = BUILTIN, variant: str | None, settings: Sequence[str]
+    workload: str,
+    hardware: str,
+    *,
+    source: str = BUILTIN,
+    variant: str | None,
+    settings: Sequence[str],
+    backtest: str | Path | None = None,
 ) -> Forecast:
     """Predict as `predict` does, with what-if changes as ``KEY=VALUE`` words."""
     profile = load_workload(workload)
@@ -164,7 +223,12 @@ def predict_words(
     else:
         raise InputError("--variant names a built-in model, --model a checkpoint directory; give one of them")
     scenario = apply_settings(Scenario(profile, Policy(dtype=model.config.torch_dtype)), settings)
-    return attrs.evolve(forecast(model, scenario, load_device(hardware)), source=source)
+    device = load_device(hardware)
+    evidence = None
+    if backtest is not None:
+        evidence = load_evidence(Path(backtest))
+        evidence.check(device, scenario.policy.dtype)
+    return attrs.evolve(forecast(model, scenario, device), source=source, evidence=evidence)
 
 
 def forecast(model: Model, scenario: Scenario, device: Calibration) -> Forecast:
@@ -176,7 +240,7 @@ def forecast(model: Model, scenario: Scenario, device: Calibration) -> Forecast:
         If the device has no figure for the type, or the sequence is longer than the model's.
     """
     _check_length(scenario, model.config.max_positions)
-    with _without_collection():
+    with without_collection():
         prediction = predict_workload(
             model, scenario.workload, device=device, policy=scenario.policy, routing=scenario.routing
         )
@@ -184,7 +248,7 @@ def forecast(model: Model, scenario: Scenario, device: Calibration) -> Forecast:
 
 
 @contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
     """Tens of thousands of small objects are made, none in a cycle: looking for cycles takes a third of the time."""
     was_on = gc.isenabled()
     gc.disable()

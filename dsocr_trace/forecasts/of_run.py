@@ -13,20 +13,25 @@ from analytic.config import variant_config
 from analytic.cost import COST_COLUMNS
 from analytic.errors import InputError
 from analytic.families.registry import read_checkpoint
-from analytic.hardware import Figure, Hardware, load_hardware
+from analytic.hardware import Figure, Hardware
 from analytic.layers.base import Policy
 from analytic.model import Model, deepseek_ocr
-from analytic.predict import predict
+from analytic.predict import TIME_COLUMNS, predict
 from analytic.routing import Routing
+from analytic.timing.datasheet import from_datasheet
 from analytic.whatif import Scenario
 from analytic.workload import Workload
 from dsocr_trace.forecasts.forecast import Forecast
+from dsocr_trace.machine.calibrations import load_calibration
+from dsocr_trace.machine.devices import load_device
+from dsocr_trace.runs.many import other_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from analytic.predict import ModuleRow
     from analytic.routing import Counts
+    from analytic.timing.calibration import Calibration
     from dsocr_trace.runs.store import Run
 
 _EXPERT: Final = "RoutedExpert"
@@ -34,6 +39,10 @@ _FROM_PREDICTIONS: Final = (
     "prefill: the tokens of each expert are the measured ones, read back from the run's predictions table"
 )
 _FROM_CALLS: Final = "decode: the tokens of each expert are the measured ones, read back from the experts' calls"
+_GONE: Final = (
+    "the run's calibration is not found any more ({why}), so times are from the hardware entry that the run stores; "
+    "for others give a calibration with --hardware"
+)
 _BALANCED: Final = "{stage}: the run does not store the tokens of each expert, so balanced routing stands for them here"
 
 
@@ -68,13 +77,16 @@ class RunForecast:
         Number of the page, from 0.
     forecast
         Its prediction.
+    is_again
+        Whether it is for the device that the run was predicted for, from the same figures.
     notes
-        Where its routing is from.
+        Where its routing is from, and its times if not from where the run's were.
     """
 
     run: Run
     page: int
     forecast: Forecast
+    is_again: bool
     notes: tuple[str, ...]
 
     def measured(self, module_path: str, stage: str) -> Measured:
@@ -95,9 +107,7 @@ class RunForecast:
         table = self.run.predictions
         here = (table["module_path"] == row.module_path) & (table["stage"] == row.stage)
         stored = table[here].to_dict("records")
-        columns = ["calls", *COST_COLUMNS]
-        if self.forecast.hardware.name == self.run.manifest["hardware"]["name"]:
-            columns.append("predicted_ns")
+        columns = ["calls", *COST_COLUMNS, *(TIME_COLUMNS if self.is_again else ())]
         return [name for name in columns if not stored or int(stored[0][name]) != getattr(row, name)]
 
 
@@ -111,22 +121,27 @@ def run_forecast(run: Run, *, page: int | None = None, hardware: str | None = No
     page
         Number of the page, from 0; may be left out where there is only one.
     hardware
-        Device to predict for; that of the run if not given.
+        Device to predict for: an entry, its file, or a calibration; that of the run if not given.
 
     Raises
     ------
     InputError
-        If the run has no such page or no prediction, or its model or device cannot be found again.
+        If the run is of another schema version, has no such page or no prediction, or its model or device cannot be
+        found again.
     """
+    problem = other_version(run)
+    if problem:
+        raise InputError(problem)
     if run.predictions.empty:
         raise InputError(f"nothing is predicted in run {run.path}, so there is nothing to explain; see its notes")
     number = _page_number(run, page)
     model, workload = _model(run), _workload(run.manifest, number)
     policy = Policy(dtype=run.manifest["dtype"], attention=run.manifest["attention"])
-    device = load_hardware(hardware) if hardware else _hardware(run.manifest["hardware"])
+    device, gone = _stored_device(run) if hardware is None else (load_device(hardware), ())
     routing, notes = _routing(run, model, workload, number)
-    prediction = predict(model, workload, hardware=device, policy=policy, routing=routing)
-    return RunForecast(run, number, Forecast(Scenario(workload, policy), device, prediction), notes)
+    prediction = predict(model, workload, device=device, policy=policy, routing=routing)
+    forecast = Forecast(Scenario(workload, policy), device, prediction)
+    return RunForecast(run, number, forecast, _is_of(run, device), (*gone, *notes))
 
 
 def _page_number(run: Run, page: int | None) -> int:
@@ -154,11 +169,31 @@ def _workload(manifest: dict[str, Any], page: int) -> Workload:
     )
 
 
+def _stored_device(run: Run) -> tuple[Calibration, tuple[str, ...]]:
+    """What the run was predicted from, or its hardware entry with a note where that is gone."""
+    told = run.manifest["prediction"]
+    entry = from_datasheet(_hardware(run.manifest["hardware"]["figures"]))
+    if told["source"] != "calibrated":
+        return entry, ()
+    try:
+        found = load_calibration(Path(told["file"]))
+    except InputError as error:
+        return entry, (_GONE.format(why=str(error).partition(";")[0]),)
+    if _is_of(run, found):
+        return found, ()
+    return entry, (_GONE.format(why=f"{told['file']} was measured {found.measured_at}, not {told['measured_at']}"),)
+
+
+def _is_of(run: Run, device: Calibration) -> bool:
+    """Whether the run was predicted from this."""
+    told = run.manifest["prediction"]
+    same_hardware = device.hardware == _hardware(run.manifest["hardware"]["figures"])
+    return same_hardware and all(getattr(device, name) == told[name] for name in ("device", "source", "measured_at"))
+
+
 def _hardware(stored: dict[str, Any]) -> Hardware:
-    """The ceilings that the run was predicted with; a run that does not hold them names a built-in device."""
-    if "figures" not in stored:
-        return load_hardware(stored["name"])
-    fields = {name: _figures(value) for name, value in stored["figures"].items()}
+    """The hardware entry, as the manifest holds it."""
+    fields = {name: _figures(value) for name, value in stored.items()}
     return Hardware(**fields | {"device_names": tuple(fields["device_names"])})
 
 

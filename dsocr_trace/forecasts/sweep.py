@@ -1,8 +1,9 @@
-"""Scaling tables: what a range of workloads should cost on some devices. Needs no torch."""
+"""Scaling tables: what a range of workloads costs at least, by the rooflines of some devices. Needs no torch."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
@@ -97,7 +98,9 @@ def sweep(
     ttft_ms: float = TTFT_TARGET_MS,
     tpot_ms: float = TPOT_TARGET_MS,
 ) -> pd.DataFrame:
-    """Predict a range of workloads on some devices, without running them.
+    """Rooflines of a range of workloads on some devices, without running them.
+
+    Times are lower bounds: `dsocr_trace.predict` adds launches, the host and what operators take above their roof.
 
     Parameters
     ----------
@@ -198,6 +201,12 @@ def _check(
 def _devices(names: Sequence[str]) -> list[Hardware]:
     if not names:
         raise InputError("a sweep needs a device; give one or several with --hardware")
+    for name in names:
+        if Path(name).suffix == ".parquet":
+            raise InputError(
+                f"{name} is a calibration, and sweeps are rooflines of datasheets; name a hardware entry with "
+                "--hardware, or give the calibration to dsocr-trace predict"
+            )
     devices = [load_hardware(name) for name in names]
     for one, other in itertools.combinations(devices, 2):
         if one.name == other.name:

@@ -148,8 +148,9 @@ _EXPLAINED: Final = f"""## How to read it
 
 def _facts(found: Backtest) -> Iterator[str]:
     setup, trials = found.setup, found.tables["trials"]
+    batches = " and ".join(map(str, sorted(trials["batch_size"].unique())))
     yield (
-        f"- {setup.options.variant}, {setup.policy.dtype}, {setup.policy.attention} attention, batch 1; "
+        f"- {setup.options.variant}, {setup.policy.dtype}, {setup.policy.attention} attention, batches of {batches}; "
         f"started {setup.started_at:%Y-%m-%d %H:%M} UTC, commit {found.properties['commit'] or 'unknown'}."
     )
     aside = len(trials) - len(found.accepted)

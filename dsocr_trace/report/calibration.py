@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _WORST: Final = 5
 #: Copies of this size stand for each level of memory: about a first cache, a last cache, and beyond.
 _SHOWN_BYTES: Final = (1 << 14, 1 << 20, 1 << 24, 1 << 28)
+_MB: Final = 10**6
 
 
 def print_calibration(path: Path, calibration: Calibration, errors: Sequence[LeftOut]) -> None:
@@ -36,7 +37,11 @@ def print_calibration(path: Path, calibration: Calibration, errors: Sequence[Lef
     table.add_row("turn of a loop", duration(host.loop_turn_ns))
     table.add_row("reading a number back", duration(host.synchronise_ns))
     if calibration.kind == "cuda":
+        table.add_row("operator, until it is launched", duration(host.operator_ns))
         table.add_row("launch on an idle device", duration(host.launch_ns))
+    if host.fresh_byte_ns:
+        large = quantity(host.fresh_from_bytes, "B")
+        table.add_row(f"1 MB of new memory, results of {large} and more", duration(host.fresh_byte_ns * _MB))
     trust = plain_table("Curves: error where a sample is left out", "Operator", "Dtype")
     for name in ("Samples", "Median error"):
         trust.add_column(name, justify="right")

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 from rich.console import Console
 
-from dsocr_trace.comparison.compare import FASTER, GONE, NEW, SLOWER, UNKNOWN
+from dsocr_trace.comparison.compare import DRIFTED, FASTER, GONE, NEW, SLOWER, UNKNOWN
 from dsocr_trace.report.console import plain_table, result_console
 from dsocr_trace.report.pieces import page, table
 from dsocr_trace.report.units import duration, quantity
@@ -196,6 +196,12 @@ def _findings(comparison: Comparison) -> list[str]:
                 f"{_counted(len(sure), 'module')} changed by {_CLOCKS[clock]}, most {_name(first['module_path'])} in "
                 f"{first['stage']}: {_signed(first[f'{clock}_difference_ns'])}"
             )
+    drifted = stages.loc[stages["verdict"] == DRIFTED, "stage"]
+    if len(drifted):
+        found.append(
+            f"{', '.join(drifted)} drifted: another time than the spread explains, but no module stands out; the "
+            "machine was busier or faster, or a change concerns all modules"
+        )
     if not found:
         found.append("no stage and no module is known to differ by more than its spread")
     unknown = stages.loc[stages["verdict"] == UNKNOWN, "stage"]
@@ -230,12 +236,12 @@ def _walls(stages: pd.DataFrame) -> Section:
             duration(row["wall_ns_b"]),
             _change(row["wall_ns_a"], row["wall_ns_b"]),
             _interval(row["low"], row["high"]),
+            "-" if pd.isna(row["drift"]) else f"{row['drift'] - 1:+.1%}",
         )
         for row in stages.to_dict("records")
     ]
-    return Section(
-        "Wall time, median of the repeats", ("Stage", "Verdict", "A", "B", "Change", "99 % interval"), rows, 4
-    )
+    head = ("Stage", "Verdict", "A", "B", "Change", "99 % interval", "Drift")
+    return Section("Wall time, median of the repeats", head, rows, 5)
 
 
 def _costs(stages: pd.DataFrame) -> Section:
@@ -269,7 +275,8 @@ def _changes(comparison: Comparison, clock: str, limit: int) -> Section:
         if row[f"{clock}_difference_ns"]
     ]
     head = ("Stage", "Module", "Verdict", "A", "B", "Change", "99 % interval")
-    return Section(f"Modules by {_CLOCKS[clock]}", head, rows, 4)
+    drifted = "" if comparison.modules[f"{clock}_drift"].isna().all() else "; change without the stage's drift"
+    return Section(f"Modules by {_CLOCKS[clock]}{drifted}", head, rows, 4)
 
 
 def _one_sided(rows: pd.DataFrame, title: str, side: str, limit: int) -> Section:

@@ -27,6 +27,8 @@ class StageRow:
         Device time of the profiled forwards.
     scaled_ns
         The same, scaled to all forwards of the stage.
+    predicted_ns, predicted_device_ns
+        To set beside `wall_ns` and beside `scaled_ns`.
     mfu
         Model FLOP utilisation: matrix FLOPs over what the hardware entry's peak does in the wall time.
     """
@@ -36,6 +38,7 @@ class StageRow:
     measured_ns: int
     scaled_ns: int
     predicted_ns: int | None
+    predicted_device_ns: int | None
     tensor_flops: int | None
     calls: int
     event_count: int
@@ -58,6 +61,7 @@ def stage_rows(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) 
                 measured_ns=int(mine["measured_self_ns"].sum()),
                 scaled_ns=int(mine["scaled_self_ns"].sum()),
                 predicted_ns=_whole(totals.loc[stage, "predicted_ns"]),
+                predicted_device_ns=_whole(totals.loc[stage, "predicted_device_ns"]),
                 tensor_flops=flops,
                 calls=int(mine["calls"].sum()),
                 event_count=int(mine["event_count"].sum()),

@@ -31,7 +31,8 @@ _SIZES: Final = (512, 2048)
 _MEASURES: Final = ("Batch", "TTFT", "TPOT", "Tokens/s", "Memory", "Fits", "Bound by")
 _ASSUMPTIONS: Final = """\
 - Times are a roofline per operator call: the longer of arithmetic at peak and traffic at full bandwidth. They are a
-  lower bound; launches, the host and everything below peak come on top.
+  lower bound; launches, the host and everything below peak come on top, which `dsocr-trace predict` adds for one
+  workload.
 - Memory needed is weights, the KV cache at the end, and twice the largest result of one operator (the result, and an
   operand as large as it). What a framework reserves comes on top.
 - KV traffic is all that decode moves because positions are cached; the model copies the cache when it grows.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dsocr_trace.interrupt import check
 from dsocr_trace.report.console import plain_table, result_console
+from dsocr_trace.report.kinds import kind_rows, module_rows, targets
 from dsocr_trace.report.rows import stage_rows, top_modules
 from dsocr_trace.report.units import duration, percent, quantity
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pandas as pd
+    from rich.table import Table
 
-_TOP = 8
+#: A screen has room for that many modules of each kind.
+_TOP: Final = 5
 
 
 class ProgressDisplay:
@@ -70,17 +73,28 @@ class ProgressDisplay:
 
 
 def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
-    """Print stages, the heaviest modules, trust and files on standard output."""
+    """Print stages, the heaviest modules, those furthest above their roof, trust and files on standard output.
+
+    Parameters
+    ----------
+    run_dir
+        The run's directory.
+    manifest
+        Its manifest.
+    tables
+        ``attribution``, ``pages``, ``predictions`` and ``gap``.
+    """
     console = result_console()
     stages = plain_table(f"{manifest['workload']['id']} on {manifest['device']['name']}", "Stage")
-    for name in ("Wall", "Device", "Predicted", "Matrix work", "MFU", "Calls"):
+    for name in ("Wall", "Predicted", "Device", "Predicted", "Matrix work", "MFU", "Calls"):
         stages.add_column(name, justify="right")
     for row in stage_rows(manifest, tables):
         stages.add_row(
             row.stage,
             duration(row.wall_ns),
-            duration(row.scaled_ns),
             duration(row.predicted_ns),
+            duration(row.scaled_ns),
+            duration(row.predicted_device_ns),
             quantity(row.tensor_flops, "FLOP"),
             percent(row.mfu),
             f"{row.calls:,}",
@@ -94,8 +108,34 @@ def print_summary(run_dir: str, manifest: Mapping[str, Any], tables: Mapping[str
         )
     notes = [f"note: {note}" for note in manifest["notes"]]
     console.print(
-        stages, modules, _trust(manifest), *notes, f"run: {run_dir}", f"report: {run_dir}/report.html", sep="\n"
+        stages,
+        modules,
+        *_furthest(tables),
+        _trust(manifest),
+        *notes,
+        f"run: {run_dir}",
+        f"report: {run_dir}/report.html",
+        sep="\n",
     )
+
+
+def _furthest(tables: Mapping[str, pd.DataFrame]) -> list[Table]:
+    """Kinds of modules by what they could give; no table where nothing is predicted."""
+    kinds = kind_rows(module_rows(tables["attribution"], tables["predictions"], tables["gap"]), tables["gap"])
+    found = targets(kinds, _TOP).to_dict("records")
+    table = plain_table("Furthest above the roof", "Stage", "Modules")
+    for name in ("Could give", "Roof"):
+        table.add_column(name, justify="right")
+    table.add_column("Mostly")
+    for kind in found:
+        table.add_row(
+            kind["stage"],
+            kind["kind"] or "(root)",
+            duration(kind["excess_ns"]),
+            duration(kind["roof_ns"]),
+            kind["cause"] if isinstance(kind["cause"], str) else "-",
+        )
+    return [table] if found else []
 
 
 def _trust(manifest: Mapping[str, Any]) -> str:

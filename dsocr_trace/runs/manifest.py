@@ -109,6 +109,8 @@ def _prediction(job: Job) -> dict[str, Any]:
     return {
         "device": calibration.device,
         "source": calibration.source,
+        "tensor_flops_per_s": calibration.tensor_flops_per_s[job.dtype_name],
+        "memory_bytes_per_s": calibration.memory_bytes_per_s[max(calibration.memory_bytes_per_s)],
         "file": job.options.hardware if calibration.source == "calibrated" else None,
         "measured_at": calibration.measured_at,
         "notes": list(calibration.notes),

@@ -310,7 +310,8 @@ def write_run(
         "gap": gap_table(attribution, calls, predicted.modules, predicted.sampling, first_walls(measurement.pages)),
     }
     conserved = check_run(tables | {"kernels": kernels}, predicted.model_flops() if len(predicted.stages) else None)
-    for name, rows in (tables | (stage2.tables if stage2 else {})).items():
+    tables |= stage2.tables if stage2 else {}
+    for name, rows in tables.items():
         writer.table(name, rows)
     unmapped = unmapped_classes(modules, attribution)
     device = device_properties(job.device)

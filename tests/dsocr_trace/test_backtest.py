@@ -40,6 +40,7 @@ from dsocr_trace.backtests.errors import (
     gap,
     interval,
 )
+from dsocr_trace.backtests.evidence import load_evidence
 from dsocr_trace.backtests.predictions import LEVELS, ROUTED, predict_trial
 from dsocr_trace.backtests.trials import LEAST_WORKLOADS, TRIALS, WORKLOADS, plan_trials
 from dsocr_trace.machine.calibrations import load_calibration, save_calibration
@@ -58,8 +59,17 @@ SMALL = Workload("small", 600, 700, 9, 4, base_size=512, image_size=320, tile_gr
 PROCESSOR = Calibration(
     device="A processor",
     kind="cpu",
+    hardware=load_hardware("cpu-generic"),
     samples=(),
-    host=HostCosts(500.0, 800.0, 15.0, 0.0, 700.0, 90.0),
+    host=HostCosts(
+        module_call_ns=500.0,
+        dispatch_ns=800.0,
+        operator_ns=0.0,
+        loop_turn_ns=15.0,
+        launch_ns=0.0,
+        kernel_floor_ns=700.0,
+        synchronise_ns=90.0,
+    ),
     tensor_flops_per_s={"bfloat16": 1.5e11, "float32": 4e10},
     memory_bytes_per_s={4096: 2e10, 1 << 24: 1e11},
     measured_at="2026-01-02T03:04:05+00:00",
@@ -78,7 +88,8 @@ def test_a_full_backtest_runs_every_workload_twice_in_an_order_of_its_own() -> N
     trials = plan_trials(None, seed=0, quick=False)
     assert len(trials) == TRIALS
     assert len({trial.workload for trial in trials}) >= LEAST_WORKLOADS
-    assert {workload.grid for workload in WORKLOADS} >= {None, (1, 2), (2, 2), (2, 3), (3, 3)}
+    assert {workload.grid for workload in WORKLOADS} >= {None, (1, 2), (2, 2), (3, 2)}
+    assert {workload.batch_size for workload in WORKLOADS} == {1, 2}
     assert len({workload.id for workload in WORKLOADS}) == len(WORKLOADS)
     # No two trials are the same work: the second of a workload has another page and another prompt.
     assert len({(trial.workload, trial.seed) for trial in trials}) == TRIALS
@@ -91,7 +102,7 @@ def test_a_full_backtest_runs_every_workload_twice_in_an_order_of_its_own() -> N
 def test_every_workload_fits_the_full_model(workload) -> None:
     config = variant_config(DEFAULT_VARIANT)
     inputs = build_inputs(synthetic_page(workload, seed=0), workload, config.decoder, seed=0)
-    assert inputs.input_ids.shape == (1, workload.seq_len)
+    assert inputs.input_ids.shape == (workload.batch_size, workload.seq_len)
     require_memory(config, workload, parameters=0, dtype=torch.bfloat16, device=torch.device("cpu"))
 
 
@@ -181,7 +192,7 @@ def test_without_a_gpu_the_estimator_says_why_it_gives_up(tiny, mode, capsys) ->
 
 def predicted() -> pd.DataFrame:
     model = deepseek_ocr(variant_config(TINY))
-    return predict_trial(model, SMALL, PROCESSOR, load_hardware("cpu-generic"), Policy())
+    return predict_trial(model, SMALL, PROCESSOR, Policy())
 
 
 def test_a_measured_run_nearby_does_not_change_a_prediction(finished, tmp_path, monkeypatch) -> None:
@@ -193,7 +204,7 @@ def test_a_measured_run_nearby_does_not_change_a_prediction(finished, tmp_path, 
 
 
 def test_predicting_opens_no_file(monkeypatch) -> None:
-    model, hardware = deepseek_ocr(variant_config(TINY)), load_hardware("cpu-generic")
+    model = deepseek_ocr(variant_config(TINY))
 
     def refused(*arguments, **_):
         raise AssertionError(arguments)
@@ -202,7 +213,7 @@ def test_predicting_opens_no_file(monkeypatch) -> None:
         monkeypatch.setattr(module, name, refused)
     for read in ("read_parquet", "read_csv", "read_json"):
         monkeypatch.setattr(pd, read, refused)
-    assert len(predict_trial(model, SMALL, PROCESSOR, hardware, Policy()))
+    assert len(predict_trial(model, SMALL, PROCESSOR, Policy()))
 
 
 def test_an_import_contract_keeps_runs_away_from_the_model() -> None:
@@ -427,6 +438,10 @@ def test_a_backtest_from_a_given_calibration(invoke, given, tmp_path) -> None:
     assert (told["trials_run"], told["trials_accepted"], told["trials_set_aside"]) == (2, 2, 0)
     assert told["verdict"] == "not judged"
     assert told["calibration"]["shift"] is None
+    assert told["hardware"] == {"name": "cpu-generic", "provenance": "estimated"}
+    evidence = load_evidence(folder)
+    assert (evidence.device, evidence.trials) == (told["device"]["name"], 2)
+    assert told["interval"] == {name: getattr(evidence, name) for name in ("share", "low", "high")}
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in SCHEMAS}
     for name, schema in SCHEMAS.items():
         assert list(tables[name]) == schema.names

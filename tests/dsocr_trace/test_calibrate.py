@@ -14,13 +14,24 @@ import pytest
 from analytic.config import DEFAULT_VARIANT, variant_config
 from analytic.cost import DTYPES
 from analytic.errors import InputError
+from analytic.hardware import hardware_names, load_hardware
 from analytic.layers.base import Policy
 from analytic.model import deepseek_ocr, operations
 from analytic.operators import OPERATORS
 from analytic.timing.calibration import Calibration, HostCosts, Sample
 from analytic.timing.curves import Curves
+from analytic.timing.datasheet import from_datasheet
 from analytic.workload import load_workload, profile_names
-from dsocr_trace.machine.calibrations import SAMPLES, left_out, load_calibration, save_calibration
+from dsocr_trace.machine.calibrations import (
+    SAMPLES,
+    SCHEMA_VERSION,
+    left_out,
+    load_calibration,
+    save_calibration,
+    summary,
+)
+from dsocr_trace.machine.devices import load_device
+from dsocr_trace.report.calibration import print_calibration
 from stage_runners.calibration import calibrate, session
 from stage_runners.calibration.executors import EXECUTORS
 from stage_runners.calibration.grids import grid
@@ -28,7 +39,17 @@ from stage_runners.calibration.measure import Limits
 
 #: What the host does without a kernel; measured as host costs.
 HOST_OPERATORS = {"view", "host_loop", "to_host"}
-HOST = HostCosts(500.0, 800.0, 15.0, 0.0, 700.0, 90.0, fresh_byte_ns=0.7, fresh_from_bytes=1 << 25)
+HOST = HostCosts(
+    module_call_ns=500.0,
+    dispatch_ns=800.0,
+    operator_ns=0.0,
+    loop_turn_ns=15.0,
+    launch_ns=0.0,
+    kernel_floor_ns=700.0,
+    synchronise_ns=90.0,
+    fresh_byte_ns=0.7,
+    fresh_from_bytes=1 << 25,
+)
 
 
 def silu(elements: int, device_ns: float) -> Sample:
@@ -41,6 +62,7 @@ def calibration() -> Calibration:
     return Calibration(
         device="A processor",
         kind="cpu",
+        hardware=load_hardware("cpu-generic"),
         samples=(silu(256, 1000.0), silu(1024, 1500.5), Sample("linear", "bfloat16", linear, 2e3, 0.0, 0.2, 5)),
         host=HOST,
         tensor_flops_per_s={"bfloat16": 1.5e11, "float32": 4e10},
@@ -80,6 +102,13 @@ def test_a_calibration_is_read_back_as_it_was_written(calibration, tmp_path) -> 
     assert load_calibration(path) == calibration
     assert [entry.name for entry in tmp_path.iterdir()] == ["here.parquet"]
     assert pq.read_table(path)["operator"].to_pylist() == ["silu", "silu", "linear"]
+    assert load_device(str(path)) == calibration
+
+
+@pytest.mark.parametrize("name", hardware_names())
+def test_the_entry_of_every_device_is_kept(tmp_path, name) -> None:
+    device = from_datasheet(load_hardware(name))
+    assert load_calibration(save_calibration(device, tmp_path / "here.parquet")) == device
 
 
 def test_an_existing_file_is_replaced_only_by_force(calibration, tmp_path) -> None:
@@ -108,7 +137,9 @@ def test_what_is_no_calibration_is_refused(calibration, tmp_path) -> None:
     written = pq.read_table(save_calibration(calibration, path, force=True))
     told = json.loads(written.schema.metadata[b"dsocr_trace.calibration"])
     for changed, words in (
-        (told | {"schema_version": 0}, "schema version 0"),
+        (told | {"schema_version": 1}, f"schema version 1, this dsocr-trace reads {SCHEMA_VERSION}; make one with"),
+        ({name: value for name, value in told.items() if name != "hardware"}, "missing or unknown"),
+        (told | {"source": "guessed"}, "missing or unknown"),
         (told | {"more": 1}, "missing or unknown"),
         ({name: value for name, value in told.items() if name != "host"}, "missing or unknown"),
     ):
@@ -185,6 +216,21 @@ def test_the_command_prints_where_the_file_lies(invoke, tmp_path) -> None:
     assert f"calibration: calibrations/{path.name}" in done.stdout
     for words in ("fastest matrix product, bfloat16", "shortest operator", "3 samples in", "median spread"):
         assert words in done.stdout
+
+
+def test_every_host_cost_is_printed_where_it_is_one(calibration, capsys, tmp_path) -> None:
+    def printed(found: Calibration) -> str:
+        print_calibration(tmp_path / "here.parquet", found, ())
+        return " ".join(capsys.readouterr().out.split())
+
+    processor = printed(calibration)
+    assert "1 MB of new memory, results of 33.6 MB and more 700 µs" in processor
+    assert "until it is launched" not in processor
+    kept = attrs.evolve(HOST, operator_ns=6_500.0, launch_ns=4_000.0, fresh_byte_ns=0.0)
+    card = printed(attrs.evolve(calibration, kind="cuda", host=kept))
+    assert "operator, until it is launched 6.5 µs" in card
+    assert "new memory" not in card
+    assert summary(tmp_path / "here.parquet", calibration, ())["host"] == attrs.asdict(HOST)
 
 
 @pytest.mark.parametrize(

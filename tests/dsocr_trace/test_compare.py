@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from analytic.errors import InputError
-from dsocr_trace.comparison.compare import GONE, NEW, UNKNOWN, WITHIN, compare
-from dsocr_trace.comparison.spread import CONFIDENCE, Samples, differences, own_walls, wall_samples
+from dsocr_trace.comparison.compare import DRIFTED, FASTER, GONE, NEW, SLOWER, UNKNOWN, WITHIN, compare
+from dsocr_trace.comparison.spread import CONFIDENCE, Samples, differences, drifts, own_walls, wall_samples
 from dsocr_trace.report.comparison import RENDERERS, comparison_json, sections
 from dsocr_trace.runs.store import Run
 
@@ -26,10 +26,18 @@ STAGES = ("vision", "prefill", "decode")
 SPREAD = 0.02
 
 
-def drawn(first: pd.DataFrame, rng: np.random.Generator, slowed: float) -> pd.Series:
-    """Own time of each call: a tenth of a millisecond, more for lower modules, and noise."""
+def drawn(first: pd.DataFrame, rng: np.random.Generator, slowed: float, load: float) -> pd.Series:
+    """Own time of each call: a tenth of a millisecond, more for lower modules, and noise.
+
+    A loaded machine slows all modules in common, each a little more or less, and each repeat differently.
+    """
     usual = 1e5 * (1 + first["module_path"].str.count(r"\."))
-    return usual * np.where(first["module_path"] == SLOWED, slowed, 1.0) * rng.lognormal(0, SPREAD, len(first))
+    busy = 1.0
+    if load != 1:
+        paths = pd.Index(first["module_path"].unique())
+        stray = pd.Series(np.random.default_rng(99).lognormal(0, 0.05, len(paths)), paths)
+        busy = load * rng.lognormal(0, 0.03) * first["module_path"].map(stray)
+    return usual * busy * np.where(first["module_path"] == SLOWED, slowed, 1.0) * rng.lognormal(0, SPREAD, len(first))
 
 
 def with_children(rows: pd.DataFrame, own: pd.Series) -> pd.Series:
@@ -48,12 +56,12 @@ def timed(finished, tmp_path):
     source = finished[0]
     first = source.calls[source.calls["pass"] == "traced"]
 
-    def make(name: str, *, seed: int, repeats: int = 5, slowed: float = 1.0) -> Path:
+    def make(name: str, *, seed: int, repeats: int = 5, slowed: float = 1.0, load: float = 1.0) -> Path:
         rng = np.random.default_rng(seed)
         path = shutil.copytree(source.path, tmp_path / name)
         passes, walls = [], []
         for repeat in range(repeats):
-            own = drawn(first, rng, slowed)
+            own = drawn(first, rng, slowed, load)
             ends = with_children(first, own)
             shift = repeat * (first["call_id"].max() + 1)
             passes.append(
@@ -94,6 +102,17 @@ def test_own_time_is_what_the_calls_within_did_not_take():
     assert own_walls(calls)["wall_self_ns"].tolist() == [40, 30, 30]
 
 
+def test_repeats_stand_in_their_order():
+    passes = ["traced", *(f"traced-{repeat}" for repeat in range(2, 12))]
+    calls = pd.DataFrame(
+        {
+            "call_id": range(11), "parent_call_id": None, "pass": passes, "page": 0, "step": 0, "stage": "prefill",
+            "module_path": "m", "start_ns": 0, "end_ns": range(11),
+        }
+    )  # fmt: skip
+    assert wall_samples(own_walls(calls), forwards=0).repeats.loc[("prefill", "m")].tolist() == list(range(11))
+
+
 def test_a_call_that_the_machine_disturbed_does_not_count_in_decode():
     calls = pd.DataFrame(
         {
@@ -116,7 +135,7 @@ def noise(seed: int, rows: int, ratio: float = 1.0) -> Samples:
 def test_intervals_hold_the_true_ratio_as_often_as_they_say():
     rows = 4000
     a, b = noise(1, rows), noise(2, rows, 1.3)
-    found = differences(a, b, {"prefill": 1.0}, a.repeats.index)
+    found = differences(a, b, {"prefill": 1.0}, a.repeats.index, {})
     held = ((found["low"] < 1.3) & (found["high"] > 1.3)).mean()
     # Three standard errors of a share of 4000.
     assert held == pytest.approx(CONFIDENCE, abs=3 * (CONFIDENCE * (1 - CONFIDENCE) / rows) ** 0.5)
@@ -124,9 +143,46 @@ def test_intervals_hold_the_true_ratio_as_often_as_they_say():
 
 def test_among_many_alike_none_is_named():
     a, b = noise(3, 800), noise(4, 800)
-    found = differences(a, b, {"prefill": 1.0}, a.repeats.index)
+    found = differences(a, b, {"prefill": 1.0}, a.repeats.index, {})
     assert (found["low"] > 1).any()  # Some are apart by chance,
     assert (found["p"] >= 1 - CONFIDENCE).all()  # and the correction knows.
+
+
+def loaded(rows: int, *, stray: float, slowed: int = 0) -> tuple[Samples, Samples]:
+    """A quiet run, and one on a machine that is half as fast, on which modules stray; the last ones were slowed."""
+    a, b = noise(5, rows), noise(6, rows, 2.0)
+    odd = np.random.default_rng(7).lognormal(0, stray, rows) if stray else np.ones(rows)
+    odd[rows - slowed :] *= 5
+    return a, Samples(b.repeats.mul(odd, axis=0), b.steps, 0)
+
+
+@pytest.mark.parametrize("stray", [0.0, 0.2])
+def test_drift_is_what_all_modules_share(stray):
+    a, b = loaded(800, stray=stray, slowed=40)
+    found = drifts(a, b, ["prefill", "decode"])
+    assert set(found) == {"prefill"}
+    drift = found["prefill"]
+    assert drift.factor == pytest.approx(2, rel=0.1)
+    assert drift.stray == pytest.approx(stray, abs=0.05)
+    tested = differences(a, b, {"prefill": 1.0}, a.repeats.index, found)
+    named = tested.index[tested["p"] < 1 - CONFIDENCE]
+    # Without it most modules would be named.
+    assert (differences(a, b, {"prefill": 1.0}, a.repeats.index, {})["p"] < 1 - CONFIDENCE).mean() > 0.5
+    assert set(named) >= set(a.repeats.index[-40:])
+    # Of what is named, one in a hundred is expected to be chance.
+    assert len(named) <= 42
+
+
+def test_one_module_that_takes_most_of_the_time_is_no_drift():
+    a, b = loaded(40, stray=0.0, slowed=1)
+    heavy = np.ones(40)
+    heavy[-1] = 100
+    a, b = (Samples(side.repeats.mul(heavy, axis=0), side.steps, 0) for side in (a, b))
+    assert drifts(a, b, ["prefill"])["prefill"].factor == pytest.approx(2, rel=0.1)
+
+
+def test_few_modules_tell_no_drift():
+    assert drifts(*loaded(9, stray=0.0), ["prefill"]) == {}
 
 
 @pytest.mark.parametrize("seed", [1, 3, 5])
@@ -137,6 +193,56 @@ def test_the_same_again_is_no_change(timed, seed):
     assert (found.modules["presence"] == "both").all()
     assert not found.modules["work_changed"].any()
     assert found.slower(0) == []
+
+
+def test_the_same_again_on_a_busier_machine_is_no_change(timed, invoke):
+    a, b = timed("a", seed=1), timed("b", seed=2, load=1.5)
+    found = compare(Run(a), Run(b))
+    assert set(found.stages["verdict"]) == {DRIFTED}
+    assert set(found.modules["wall_verdict"]) == {WITHIN, "negligible"}
+    stages = found.stages.set_index("stage")
+    assert stages["drift"].drop("total").to_numpy() == pytest.approx(1.5, rel=0.1)
+    assert not stages["modules_ns"].any()
+    assert found.slower(0) == []
+    assert invoke("compare", a, b, "--fail-over", "5").exit_code == 0
+    for render in RENDERERS.values():
+        assert "vision, prefill, decode, total drifted" in render(found)
+
+
+def test_a_slowed_module_is_named_first_and_alone_on_a_busier_machine(timed):
+    a, b = timed("a", seed=1), timed("b", seed=2, slowed=3, load=1.5)
+    found = compare(Run(a), Run(b))
+    rows = found.changes("wall")
+    named = rows[rows["wall_verdict"].isin([SLOWER, FASTER])]
+    assert set(named["module_path"]) == {SLOWED}
+    assert rows.iloc[0]["module_path"] == SLOWED
+    # What is left without the machine's share is what the module lost.
+    lost = named["wall_difference_ns"] / named["wall_self_ns_a"]
+    assert lost.to_numpy() == pytest.approx(2, rel=0.3)
+    stages = found.stages.set_index("stage")
+    assert stages.loc["vision", "verdict"] == DRIFTED
+    assert stages.loc["decode", ["verdict", "modules_ns"]].tolist() == [
+        SLOWER, named.loc[named["stage"] == "decode", "wall_difference_ns"].sum()
+    ]  # fmt: skip
+    # Half as long again in all, but the module's share is small.
+    assert stages.loc["decode", "wall_ns_b"] > 1.4 * stages.loc["decode", "wall_ns_a"]
+    assert found.slower(0) == ["prefill", "decode", "total"]
+    assert found.slower(20) == []
+
+
+def test_what_may_change_every_module_is_no_drift(timed):
+    a, b = timed("a", seed=1), timed("b", seed=2, load=1.5)
+    edit(b, lambda manifest: manifest["versions"].update(torch="9.9"))
+    found = compare(Run(a), Run(b))
+    assert set(found.stages["verdict"]) == {SLOWER}
+    assert found.stages["drift"].isna().all()
+    assert found.slower(5) == list(found.stages["stage"])
+    edit(b, lambda manifest: manifest.update(versions=Run(a).manifest["versions"], git_commit="another"))
+    assert set(compare(Run(a), Run(b)).stages["verdict"]) == {DRIFTED}
+    edit(b, lambda manifest: manifest["device"].update(torch_threads=1))
+    found = compare(Run(a), Run(b))
+    assert "device torch_threads" in found.differs
+    assert set(found.stages["verdict"]) == {SLOWER}
 
 
 @pytest.mark.parametrize("repeats", [3, 5])

@@ -16,13 +16,15 @@ import pytest
 import dsocr_trace
 from analytic.cost import COST_COLUMNS
 from analytic.errors import InputError
+from analytic.predict import TIME_COLUMNS
+from analytic.timing.datasheet import HOST_COSTS
 from analytic.workload import profile_names
 from dsocr_trace.exports.analytic_report import SCHEMA_VERSION, ReportSummary, TopModule, walk
 from dsocr_trace.exports.builder import forecast_report, run_report
 from dsocr_trace.exports.files import REPORT_FORMATS, RUN_FORMATS, report_text
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
-SUMS = (*COST_COLUMNS, "predicted_ns")
+SUMS = (*COST_COLUMNS, *TIME_COLUMNS)
 #: Some modules of the full-size model with their repetition, its count, and how many instances there are in all.
 FOLDED = {
     "model.layers.0": ("none", 1, 1),
@@ -69,13 +71,15 @@ def every_report(reports, ran):
     return {**reports, "a run": ran}
 
 
-def test_totals_of_the_root_are_the_sums_over_all_operators(forecasts, reports):
+def test_totals_of_the_root_are_the_sums_over_all_operators_and_calls(forecasts, reports):
     for name, forecast in forecasts.items():
         expected = Counter()
         for predicted in forecast.prediction.operations:
             stage = predicted.operation.stage
             expected.update({(stage, key): value for key, value in predicted.operation.cost.columns().items()})
-            expected[stage, "predicted_ns"] += predicted.predicted_device_ns
+            expected.update({(stage, key): getattr(predicted.times, key) for key in TIME_COLUMNS})
+        for (stage, _), called in forecast.prediction.module_calls.items():
+            expected.update({(stage, key): getattr(called.times, key) for key in TIME_COLUMNS})
         found = {(entry.stage, key): getattr(entry.total, key) for entry in reports[name].root.stages for key in SUMS}
         assert found == {key: expected[key] for key in found}
         assert {stage for stage, _ in found} == {stage for stage, _ in expected}
@@ -101,12 +105,15 @@ def test_operators_and_categories_add_up_to_what_a_module_runs_itself(every_repo
         for entry in (entry for module in walk(report.root) for entry in module.stages):
             own = entry.own
             if report.run_id is None:
-                assert {key: sum(getattr(op.cost, key) for op in entry.operators) for key in SUMS} == {
-                    key: getattr(own, key) for key in SUMS
-                }
+                rest = {key: getattr(own, key) - sum(getattr(op.cost, key) for op in entry.operators) for key in SUMS}
+                # What is left is the call of the module itself, which only the host has to do with.
+                call_ns = HOST_COSTS["cuda"].module_call_ns * entry.calls
+                assert rest.pop("predicted_host_ns") == pytest.approx(call_ns)
+                assert 0 <= rest.pop("predicted_ns") <= call_ns + 1
+                assert set(rest.values()) == {0}
             assert sum(row.flops for row in entry.categories) == own.tensor_flops + own.vector_flops
             assert sum(row.bytes for row in entry.categories) == own.bytes_read + own.bytes_written
-            assert sum(row.predicted_ns for row in entry.categories) == own.predicted_ns
+            assert sum(row.predicted_device_ns for row in entry.categories) == own.predicted_device_ns
             shares = [row.share_of_module_flops for row in entry.categories if row.share_of_module_flops is not None]
             assert not shares or sum(shares) == pytest.approx(1)
 
@@ -173,13 +180,15 @@ def test_the_report_says_what_was_predicted():
         ("global", 1, "none"),
     ]
     assert (report.hardware.name, report.hardware.provenance) == ("h200", "datasheet")
+    assert (report.hardware.device, report.hardware.source, report.hardware.measured_at) == ("h200", "datasheet", None)
+    assert any("default efficiencies" in note for note in report.summary.notes)
     peaks = {(peak.name, peak.dtype): peak.value for peak in report.hardware.peaks}
-    assert peaks["tensor_flops_per_s", "bfloat16"] == forecast.hardware.tensor_peak("bfloat16")
-    assert peaks["memory_bytes_per_s", None] == forecast.hardware.memory_bytes_per_s.value
+    assert peaks["tensor_flops_per_s", "bfloat16"] == forecast.device.hardware.tensor_peak("bfloat16")
+    assert peaks["memory_bytes_per_s", None] == forecast.device.hardware.memory_bytes_per_s.value
     assert report.routing_source == "worst"
 
 
-def test_summary(standard):
+def test_summary(forecasts, standard):
     summary = standard.summary
     assert [field.name for field in attrs.fields(ReportSummary)] == [
         "report_id",
@@ -188,6 +197,8 @@ def test_summary(standard):
         "predicted_total_time_ms",
         "measured_total_time_ms",
         "predicted_vs_measured_ratio",
+        "predicted_device_time_ms",
+        "measured_device_time_ms",
         "top_modules",
         "notes",
     ]
@@ -201,7 +212,15 @@ def test_summary(standard):
         "memory_activations_gb",
     ]
     assert summary.measured_total_time_ms is summary.predicted_vs_measured_ratio is None
-    assert summary.predicted_total_time_ms * 1e6 == sum(entry.total.predicted_ns for entry in standard.root.stages)
+    assert summary.measured_device_time_ms is None
+    forecast = forecasts["dsocr-standard-v1"]
+    assert (summary.predicted_total_time_ms, summary.predicted_device_time_ms) == (
+        forecast.wall_ns / 1e6,
+        forecast.busy_ns / 1e6,
+    )
+    modules = sum(entry.total.predicted_ns for entry in standard.root.stages)
+    assert {part.stage for part in standard.sampling} == {"prefill", "decode"}
+    assert modules + sum(part.predicted_ns for part in standard.sampling) == forecast.wall_ns
     times = [top.total_time_ms for top in summary.top_modules]
     own = [entry.own.predicted_ns for module in walk(standard.root) for entry in module.stages]
     assert times == [nanoseconds / 1e6 for nanoseconds in sorted(own, reverse=True)[: len(times)]]
@@ -225,10 +244,19 @@ def test_a_run_adds_what_it_measured(finished, ran):
     for entry in (entry for module in walk(ran.root) for entry in module.stages):
         assert sum(row.event_count or 0 for row in entry.categories) == entry.measured.event_count
     summary = ran.summary
-    assert summary.measured_total_time_ms == pytest.approx(scaled.sum() / 1e6)
+    assert summary.measured_device_time_ms == pytest.approx(scaled.sum() / 1e6)
+    totals = run.pages[run.pages.page_number.isna()].set_index("stage")
+    assert summary.measured_total_time_ms == pytest.approx(totals.wall_ns.sum() / 1e6)
+    assert summary.predicted_total_time_ms == pytest.approx(totals.predicted_ns.sum() / 1e6)
+    assert summary.predicted_device_time_ms == pytest.approx(totals.predicted_device_ns.sum() / 1e6)
+    outside = {part.stage: part.predicted_ns + root[part.stage].total.predicted_ns for part in ran.sampling}
+    assert outside == totals.predicted_ns[list(outside)].to_dict()
+    assert set(outside) == {"prefill", "decode"}
     assert summary.predicted_vs_measured_ratio == pytest.approx(
         summary.predicted_total_time_ms / summary.measured_total_time_ms
     )
+    prediction = run.manifest["prediction"]
+    assert (ran.hardware.device, ran.hardware.source) == (prediction["device"], prediction["source"])
     assert (ran.run_id, ran.routing_source, ran.workload.pages[0].new_tokens) == ("smoke", "measured", 8)
     assert any("scaled from 3 of 7 forwards" in note for note in summary.notes)
 
@@ -327,7 +355,7 @@ def test_a_run_without_predictions_or_tables_is_refused(invoke, finished, tmp_pa
 @pytest.mark.parametrize(
     ("where", "value", "part"),
     [
-        ("schema_version", 2, "has schema version 2, this dsocr-trace reads 1"),
+        ("schema_version", 1, "has schema version 1, this dsocr-trace reads 2"),
         ("schema_version", "1", "has schema version '1'"),
         ("schema_version", None, "it has no schema_version"),
         ("model", None, "field 'model' is missing"),

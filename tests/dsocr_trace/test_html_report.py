@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsocr_trace.report.html import report_html, stored_tables
+from analytic.errors import InputError
+from dsocr_trace.report.html import origins, report_html, stored_tables
+from dsocr_trace.report.kinds import kind_rows, module_rows
+from dsocr_trace.report.markdown import report_markdown
 from dsocr_trace.report.page import data
 from dsocr_trace.report.page.callgraph import folded_calls
+from dsocr_trace.runs.schemas import STAGE2_TABLES
+from dsocr_trace.runs.store import load
 
 MOST_BYTES = 5_000_000
 
@@ -105,11 +110,10 @@ def test_work_with_children_adds_up(shown):
 def test_kinds_operators_and_unclassified_add_up_to_the_ledger(run, shown):
     ledger = run.attribution
     named = ledger[ledger["module_path"] != "unclassified"]
-    own = ["scaled_self_ns", "predicted_self_ns", "calls"]
-    busy = named.groupby(named["module_path"].str.replace(r"\.\d+", "", regex=True))["scaled_self_ns"].transform("sum")
-    assert sums(shown["kinds"], "scaled_self_ns") == sums(named, "scaled_self_ns")
-    assert set(shown["kinds"]["kind"].str.replace(r"\.\*", "", regex=True)) == set(
-        named.loc[busy > 0, "module_path"].str.replace(r"\.\d+", "", regex=True)
+    own = ["scaled_self_ns", "predicted_self_ns", "calls", "excess_ns", "idle_ns"]
+    assert sums(shown["kinds"], "scaled_self_ns") == sums(ledger, "scaled_self_ns")
+    assert set(named.loc[named["scaled_self_ns"] > 0, "module_path"].str.replace(r"\.\d+", "", regex=True)) <= set(
+        shown["kinds"]["kind"].str.replace(r"\.\*", "", regex=True)
     )
     assert (shown["kinds"][own].fillna(0) >= 0).all(axis=None)
     assert sums(shown["unclassified"], "scaled_self_ns", "event_count") == sums(
@@ -140,10 +144,20 @@ def test_calls_experts_stages_and_memory(run, shown):
     called = found[found["calls"] > 0].set_index(["stage", "module_path"])["calls"]
     assert called.sort_index().to_dict() == traced.groupby(["stage", "module_path"]).size().to_dict()
     assert len(found) > len(called)
+    # Each position of the prompt, and each decoded token, goes to as many experts as the router takes.
+    decode, sequence = int(run.manifest["pages"][0]["decode_steps"]), run.manifest["pages"][0]["seq_len"]
+    tokens = experts.groupby(["stage", "layer"])["tokens"].sum()
+    taken = tokens["decode"] / decode
+    assert len(set(taken)) == 1
+    assert (tokens["prefill"] == sequence * taken.iloc[0]).all()
+    # One page at a time: a call in a decode is one token.
+    in_decode = experts[experts["stage"] == "decode"]
+    assert in_decode["tokens"].tolist() == in_decode["calls"].tolist()
+    assert (experts["tokens"] > 0).eq(experts["calls"] > 0).all()
     total = run.pages[run.pages["page"] == "total"].set_index("stage")
     stages = shown["stages"].set_index("stage")
     assert stages["wall_ns"].to_dict() == total["wall_ns"].to_dict()
-    assert stages["gap_ns"].to_dict() == (total["wall_ns"] - total["scaled_ns"]).to_dict()
+    assert stages["idle_ns"].to_dict() == (total["wall_ns"] - total["scaled_ns"]).to_dict()
     weights = run.memory.groupby("stage")["predicted_weight_bytes"].sum()
     assert shown["memory"].set_index("stage")["predicted_weight_bytes"].to_dict() == weights.to_dict()
 
@@ -172,25 +186,34 @@ def test_what_the_user_named_is_text_on_the_page(run):
 def test_a_run_without_prediction_and_without_decode_has_a_report(run):
     tables = stored_tables(run)
     predicted = ["predicted_self_ns", "predicted_total_ns", "tensor_flops", "vector_flops", "bytes_total"]
+    parts = ["datasheet_ns", "ceilings_ns", "launch_ns", "shape_ns", "predicted_device_ns", "unexplained_ns"]
+    tables["gap"] = tables["gap"].assign(**dict.fromkeys(parts, np.nan))
     tables["attribution"] = tables["attribution"].assign(**dict.fromkeys(predicted, np.nan))
     tables["predictions"] = tables["predictions"].iloc[:0]
     tables["memory"] = tables["memory"].iloc[:0]
     pages = tables["pages"]
     decode = pages["stage"] == "decode"
-    pages = pages.assign(predicted_ns=np.nan, tensor_flops=np.nan)
+    pages = pages.assign(predicted_ns=np.nan, predicted_device_ns=np.nan, tensor_flops=np.nan)
     pages.loc[decode, ["forwards", "profiled_forwards", "wall_ns", "scaled_ns"]] = 0
     tables["pages"] = pages
-    page = report_html(run.manifest | {"overhead": {"pairs": 0, "ratio": None, "quartiles": None}}, tables)
+    manifest = run.manifest | {"overhead": {"pairs": 0, "ratio": None, "quartiles": None}}
+    page = report_html(manifest, tables)
     assert "tokens/s" not in page.partition("<script")[0]
     assert 'id="roof-chart"' not in page
     assert set(embedded(page)["tables"]["kinds"]["predicted_self_ns"]) == {None}
+    assert set(embedded(page)["tables"]["experts"]["tokens"]) == {None}
+    # What was measured is still split.
+    assert sum(embedded(page)["tables"]["gap"]["measured_ns"]) == run.gap["measured_ns"].sum()
+    text = report_markdown(manifest, tables)
+    assert "Tracing cost: not measured" in text
+    assert "## What to optimise first" not in text
 
 
 def test_too_many_rows_are_cut_to_the_largest_and_counted(run, monkeypatch):
     tables = stored_tables(run)
-    whole = data.module_rows(tables["attribution"], tables["predictions"])
+    whole = module_rows(tables["attribution"], tables["predictions"], tables["gap"])
     monkeypatch.setitem(data.MOST_ROWS, "modules", 40)
-    content = data.page_data(run.manifest, tables)
+    content = data.page_data(run.manifest, tables, whole, kind_rows(whole, tables["gap"]))
     kept = content["tables"]["modules"]
     assert content["left_out"]["modules"] == len(whole) - 40
     assert sorted(kept["scaled_total_ns"]) == sorted(whole["scaled_total_ns"].nlargest(40))
@@ -250,3 +273,123 @@ def test_a_run_without_a_column_that_came_later_has_a_report(run, invoke, tmp_pa
     kernels = embedded((older / "report.html").read_text(encoding="utf-8"))["tables"]["kernels"]
     assert sum(kernels["event_count"]) == len(run.kernels)
     assert set(kernels["kernel_family"]) == {None}
+
+
+def test_the_gap_is_that_of_the_table(run, shown):
+    gap = shown["gap"].set_index("stage")
+    table = run.gap.groupby("stage").sum(numeric_only=True)
+    for name in table:
+        assert gap[name].to_dict() == table[name].to_dict()
+    # From the datasheet to the clock, each part on top of the one before.
+    predicted = gap[["datasheet_ns", "ceilings_ns", "launch_ns", "shape_ns"]].sum(axis=1)
+    assert (predicted == gap["predicted_device_ns"]).all()
+    assert (predicted + gap["unexplained_ns"] + gap["host_gap_ns"] == gap["wall_self_ns"]).all()
+    parts = list(table.columns.intersection(shown["kinds"].columns))
+    assert {"launch_ns", "wall_self_ns"} <= set(parts)
+    # Kinds that did nothing on the device and have no share of its idle time are left out.
+    for name in ("datasheet_ns", "shape_ns", "unexplained_ns"):
+        assert shown["kinds"][name].sum() == pytest.approx(table[name].sum(), abs=0.01 * table["wall_self_ns"].sum())
+
+
+def test_where_the_numbers_are_from(run):
+    predictions = run.predictions.assign(source="calibrated")
+    far = predictions["predicted_device_ns"].idxmax()
+    predictions.loc[far, "source"] = "extrapolated"
+    share = predictions["predicted_device_ns"][far] / predictions["predicted_device_ns"].sum()
+    calibrated = {
+        "device": "this", "source": "calibrated", "file": "c.parquet", "measured_at": "2026-01-02T03:04:05+00:00",
+        "notes": ["it was noisy"], "tensor_flops_per_s": 3e11, "memory_bytes_per_s": 2e10,
+    }  # fmt: skip
+    manifest = run.manifest | {"prediction": calibrated}
+    found = dict(origins(manifest, predictions))
+    assert list(found)[:3] == ["measured", "scaled", "modelled"]
+    assert "2026-01-02 03:04 UTC" in found["calibrated"]
+    assert f"{share:.1%} of the predicted device time" in found["extrapolated"]
+    assert manifest["hardware"]["provenance"] in found
+    page = report_html(manifest, stored_tables(run) | {"predictions": predictions})
+    assert "it was noisy" in page
+    assert [roof["source"] for roof in embedded(page)["roofs"]] == [manifest["hardware"]["provenance"], "calibrated"]
+    assert embedded(page)["roofs"][1]["tensor_flops_per_s"] == 3e11
+    main = "calibrated" if share < 0.5 else "extrapolated"
+    assert embedded(page)["predicted"] == main
+    assert f'<span class="tag {main}">' in page
+
+
+@pytest.fixture
+def stage2(run):
+    """What Stage 2 leaves on a GPU."""
+    named = run.attribution[run.attribution["module_path"] != "unclassified"]
+    rows = named[["stage", "module_path", "calls"]].assign(
+        ranges=named["calls"], agrees=True, stage1_event_count=named["event_count"],
+        stage2_event_count=named["event_count"], stage1_self_ns=named["measured_self_ns"],
+        stage2_self_ns=named["measured_self_ns"] + 7,
+    )  # fmt: skip
+    counters = pd.DataFrame([dict.fromkeys(STAGE2_TABLES["counters"].names, 1)]).assign(name="gemm", module_path="m")
+    summary = {
+        "tools": {"nsys": "2024.2", "ncu": "2024.3"},
+        "captured": {
+            "ranges_of_modules": 5, "other_ranges": 1, "events": 8, "report": None, "report_bytes": 4000,
+        },
+        "agreement": {"modules": 120, "modules_differing": 2, "calls": 5, "ranges": 5},
+        "overhead": {"traced_ns": 100, "captured_ns": 150, "ratio": 1.5},
+        "attribution": {"events": 8, "total_ns": 80, "coverage": 0.9, "unclassified": {}},
+        "events_agreement": {"event_share": 0.75, "time_share": None, "withheld": "75.00% of the events"},
+    }  # fmt: skip
+    return summary, {"stage2": rows, "counters": counters}
+
+
+def test_stage_2_is_on_the_page(run, stage2, tmp_path):
+    summary, rows = stage2
+    page = report_html(run.manifest | {"stage2": summary}, stored_tables(run) | rows)
+    text = re.sub(r"<[^>]+>", " ", page.partition("<script")[0])
+    for fact in ("nsys 2024.2, ncu 2024.3", "118 of 120 modules", "90.00% of it in named modules", "1.50 times"):
+        assert fact in text
+    assert "neither speaks for the other: 75.00% of the events" in text
+    shown = embedded(page)["tables"]
+    assert sum(shown["stage2"]["stage2_self_ns"]) == rows["stage2"]["stage2_self_ns"].sum()
+    assert shown["counters"]["name"] == ["gemm"]
+    assert "118 of 120" in report_markdown(run.manifest | {"stage2": summary}, stored_tables(run))
+    # Stored tables bring them along.
+    shutil.copytree(run.path, tmp_path / "two")
+    for name, frame in rows.items():
+        frame.to_parquet(tmp_path / "two" / f"{name}.parquet")
+    assert set(STAGE2_TABLES) <= set(stored_tables(load(tmp_path / "two")))
+
+
+def test_a_stage_2_that_failed_says_why(run):
+    page = report_html(run.manifest | {"stage2": {"failure": "nsys is <too> old"}}, stored_tables(run))
+    assert "nsys is &lt;too&gt; old" in page
+    assert 'id="table-stage2"' not in page
+
+
+def test_without_stage_2_there_is_no_section(page):
+    assert 'id="stage2"' not in page
+
+
+@pytest.fixture
+def older(run, tmp_path):
+    """A run as it was written before there was a gap table."""
+    path = shutil.copytree(run.path, tmp_path / "older")
+    (path / "gap.parquet").unlink()
+    run.pages.drop(columns="predicted_device_ns").to_parquet(path / "pages.parquet")
+    manifest = json.loads((path / "run.json").read_text())
+    del manifest["prediction"]
+    (path / "run.json").write_text(json.dumps(manifest | {"schema_version": 1}))
+    return load(path)
+
+
+def test_an_older_run_has_a_report_without_the_gap(older):
+    page = report_html(older.manifest, stored_tables(older))
+    assert 'id="gap-chart"' not in page
+    assert "this run has no gap table" in page
+    assert "written as schema version 1" in page
+    assert "Read the note above." in page
+    assert embedded(page)["tables"]["stages"]["predicted_device_ns"] == [None] * 3
+    assert "From the datasheet" not in report_markdown(older.manifest, stored_tables(older))
+
+
+def test_a_run_of_this_version_that_lacks_a_table_is_refused(older):
+    manifest = json.loads((older.path / "run.json").read_text())
+    (older.path / "run.json").write_text(json.dumps(manifest | {"schema_version": 2}))
+    with pytest.raises(InputError, match=r"gap.parquet is missing or damaged"):
+        stored_tables(load(older.path))

@@ -6,10 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pypdfium2
 import pytest
 
 from dsocr_trace.report.html import report_html, stored_tables
+from dsocr_trace.runs.schemas import STAGE2_TABLES
 from dsocr_trace.runs.store import load
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -231,6 +233,105 @@ def test_tables_filter_by_text_and_by_number(opened, named):
     assert all("self_attn" in path for path in opened.cells("modules", "module_path"))
 
 
+def bars(opened, chart):
+    """Names of the bars of a chart, top down, with start and length."""
+    return opened.page.evaluate(
+        """(chart) => {
+          const { series, yAxis } = echarts.getInstanceByDom(document.getElementById(chart)).getOption();
+          const length = (value) => value?.value ?? value;
+          const bar = (name, place) => [name, ...series.slice(0, 2).map(({ data }) => length(data[place]))];
+          return yAxis[0].data.map(bar).reverse();
+        }""",
+        chart,
+    )
+
+
+@pytest.mark.parametrize("opened", ["small"], indirect=True)
+def test_the_gap_leads_from_the_datasheet_to_the_clock(opened):
+    table = opened.run.gap.groupby("stage").sum(numeric_only=True)
+    for stage, sums in [("all", table.sum()), *table.iterrows()]:
+        opened.page.click(f"#gap-stage button[value={stage}]")
+        found = {name: (start, length) for name, start, length in bars(opened, "gap-chart")}
+        assert list(found) == [
+            "Datasheet", "Ceilings", "Launches", "Shapes", "Predicted", "Unexplained", "Device", "Host gap", "Wall",
+        ]  # fmt: skip
+        assert found["Predicted"] == (0, sums["predicted_device_ns"])
+        assert found["Device"] == (0, sums["measured_ns"])
+        assert found["Wall"] == (0, sums["wall_self_ns"])
+        # Each part lies between the totals around it, to whichever side.
+        assert found["Host gap"] == (min(sums["measured_ns"], sums["wall_self_ns"]), abs(sums["host_gap_ns"]))
+        assert found["Unexplained"][1] == abs(sums["unexplained_ns"])
+    opened.page.click("summary >> text=The gap by kind of module")
+    opened.page.locator("#table-gap .tabulator-row").first.wait_for()
+    rows = opened.page.evaluate("dsocrTrace.tables.gap.getData().map((row) => row.unexplained_ns)")
+    assert sum(rows) == pytest.approx(table["unexplained_ns"].sum(), abs=0.01 * table["measured_ns"].sum())
+
+
+@pytest.mark.parametrize("opened", ["small"], indirect=True)
+def test_stages_stand_beside_what_is_predicted(opened):
+    pages = opened.run.pages[opened.run.pages["page"] == "total"].set_index("stage")
+    source = opened.run.predictions["source"].iloc[0]
+    found = {name.split("  ")[0] + name[-len(source) :]: device for name, device, _ in bars(opened, "stage-chart")}
+    for stage, row in pages.iterrows():
+        assert found[f"{stage}{source}"] == row["predicted_device_ns"]
+    assert len(found) == 2 * len(pages)
+    assert opened.page.evaluate("document.querySelector('#tree-width button[value=wall]') !== null")
+    opened.page.click("#tree-width button[value=wall]")
+    named = opened.run.gap[opened.run.gap["module_path"] != "unclassified"]
+    assert opened.page.evaluate("dsocrTrace.icicle.tree.value") == named["wall_self_ns"].sum()
+
+
+def test_experts_are_told_by_load(opened):
+    experts = opened.page.evaluate("dsocrTrace.run.tables.experts")
+    rows = list(zip(experts["stage"], experts["layer"], experts["tokens"], strict=True))
+    note = opened.page.locator("#expert-note")
+    for stage in ("prefill", "decode"):
+        opened.page.click(f"#expert-stage button[value={stage}]")
+        tokens = [count for of_stage, _, count in rows if of_stage == stage]
+        layers = {layer for of_stage, layer, _ in rows if of_stage == stage}
+        even = sum(tokens) / len(tokens)
+        assert f"{len(tokens):,} experts" in note.inner_text()
+        assert f": {max(tokens):,} tokens" in note.inner_text()
+        assert f"{tokens.count(0):,} (" in note.inner_text()
+        loads = opened.page.evaluate(
+            "echarts.getInstanceByDom(document.getElementById('load-chart')).getOption().series[0].data"
+        )
+        assert sum(loads) == len(tokens)
+        assert loads[0] == tokens.count(0)
+        # The router spreads each layer's tokens over all its experts alike, so one even share holds for all.
+        assert loads[-1] == sum(count >= 8 * even for count in tokens)
+        assert len(layers) > 1
+
+
+def test_stage_2_has_its_tables(browser, stored, tmp_path):
+    run, _ = stored["small"]
+    named = run.attribution[run.attribution["module_path"] != "unclassified"]
+    rows = named[["stage", "module_path", "calls"]].assign(ranges=named["calls"], agrees=True)
+    rows.loc[rows.index[3], "agrees"] = False
+    counts = dict.fromkeys(("stage1_event_count", "stage2_event_count"), named["event_count"])
+    times = dict.fromkeys(("stage1_self_ns", "stage2_self_ns"), named["measured_self_ns"])
+    counters = pd.DataFrame({name: [0.5] for name in STAGE2_TABLES["counters"].names}).assign(
+        name="<b>", module_path=None
+    )
+    summary = {
+        "tools": {"nsys": "2024.2"},
+        "captured": {"ranges_of_modules": 5, "other_ranges": 1, "events": 0, "report": None, "report_bytes": 4000},
+        "agreement": {"modules": 4, "modules_differing": 1, "calls": 5, "ranges": 5},
+        "overhead": {"traced_ns": 100, "captured_ns": 150, "ratio": 1.5},
+    }
+    tables = stored_tables(run) | {"stage2": rows.assign(**counts, **times), "counters": counters}
+    path = tmp_path / "page.html"
+    path.write_text(report_html(run.manifest | {"stage2": summary}, tables), encoding="utf-8")
+    page = Opened(browser, path)
+    # What does not agree comes first.
+    assert page.cells("stage2", "agrees")[:2] == ["no", "yes"]
+    assert page.cells("stage2", "module_path")[0] == (rows.iloc[3]["module_path"] or "(root)")
+    assert page.cells("counters", "occupancy") == ["50.0%"]
+    assert page.cells("counters", "name") == ["<b>"]
+    assert page.troubles == []
+    page.context.close()
+
+
 def test_tables_behind_a_summary_appear(opened):
     opened.page.click("summary >> text=Kinds of modules")
     opened.page.locator("#table-kinds .tabulator-row").first.wait_for()
@@ -252,6 +353,9 @@ def test_light_and_dark_follow_the_system_and_the_button(browser, stored):
 def test_a_narrow_screen_does_not_scroll_sideways(browser, stored):
     page = Opened(browser, stored["full"][1], viewport={"width": 420, "height": 900})
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 420
+    # What each kind could give is on the screen without scrolling.
+    gives = page.page.locator(".targets .gives").first.bounding_box()
+    assert gives["x"] + gives["width"] <= 420
     page.context.close()
 
 
@@ -262,6 +366,7 @@ def test_it_prints_on_a_few_pages(browser, stored, tmp_path):
     assert 3 <= len(document) <= 12
     text = document[0].get_textpage().get_text_bounded()
     assert "Which stage dominates?" in text
+    assert "Where the numbers are from" in text
     # Paper is white, also where the screen is dark.
     assert document[0].render().to_pil().getpixel((2, 2)) == (255, 255, 255)
     assert page.page.get_attribute("html", "data-theme") == "dark"

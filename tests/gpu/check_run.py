@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from verdicts import SkippedError, all_hold, checked
 
 import dsocr_trace
 from analytic.config import variant_config
 from analytic.workload import Workload
+from dsocr_trace.runs.gap import PREDICTED_PARTS
 from dsocr_trace.runs.invariants import check_run
 from stage_runners.devices import DTYPES
 from stage_runners.generate import Generation
@@ -50,17 +51,6 @@ MATRIX_CATEGORIES = {"linear", "conv"}
 NOISE = 0.05
 
 
-class SkippedError(Exception):
-    """The check says nothing about this run; the message says why."""
-
-
-def checked(holds: bool, figure: str) -> str:  # noqa: FBT001  what an assertion takes
-    """Give the figure, or raise with it."""
-    if not holds:
-        raise AssertionError(figure)
-    return figure
-
-
 def coverage(run: dsocr_trace.Run) -> str:
     """At least 99.5 % of the device time stands in named modules, and 99 % of each stage's."""
     shares = run.manifest["coverage"]
@@ -73,7 +63,8 @@ def coverage(run: dsocr_trace.Run) -> str:
 def invariants(run: dsocr_trace.Run) -> str:
     """The reloaded tables conserve what the manifest says."""
     flops = {stage: sums["flops"] for stage, sums in run.manifest["conserved"].items() if "flops" in sums}
-    found = check_run({"attribution": run.attribution, "kernels": run.kernels}, flops or None)
+    tables = {name: run.table(name) for name in ("attribution", "kernels", "gap", "pages")}
+    found = check_run(tables, flops or None)
     sums = ", ".join(f"{stage} {entry['events']} events {entry['event_ns']} ns" for stage, entry in found.items())
     return checked(found == run.manifest["conserved"], sums)
 
@@ -232,9 +223,14 @@ def figures(run: dsocr_trace.Run) -> dict[str, Any]:
     peak = run.manifest["hardware"]["tensor_flops_per_s"]
     mfu = {row["stage"]: f"{row['tensor_flops'] * 1e9 / (row['wall_ns'] * peak):.4f}" for _, row in totals.iterrows()}
     categories = run.kernels.groupby("operator_category")["duration_ns"].sum()
+    walls = {row["stage"]: f"{row['predicted_ns'] / row['wall_ns']:.3f}" for _, row in totals.iterrows()}
+    gap = run.gap.groupby("stage")[[*PREDICTED_PARTS, "unexplained_ns", "host_gap_ns"]].sum() / 1e6
     return {
         "overhead ratio": f"{cost['ratio']} over {cost['pairs']} pairs, quartiles {cost['quartiles']}",
         "mfu": mfu,
+        "predicted over measured wall": walls,
+        "gap in ms": gap.round(3).to_dict("index"),
+        "predicted from": run.manifest["prediction"]["source"],
         "peak device bytes": run.manifest["peak_device_bytes"],
         "weight bytes": int(run.modules["weight_bytes"].sum()),
         "unclassified": {reason: entry["ns"] for reason, entry in run.manifest["unclassified"].items()},
@@ -261,21 +257,6 @@ CHECKS: tuple[Callable[[dsocr_trace.Run], str], ...] = (
 )
 
 
-def verdict(check: Callable[[dsocr_trace.Run], str], run: dsocr_trace.Run) -> str:
-    """One of PASS, FAIL and SKIP, printed with the check's figure."""
-    try:
-        word, figure = "PASS", check(run)
-    except SkippedError as reason:
-        word, figure = "SKIP", str(reason)
-    except AssertionError as found:
-        word, figure = "FAIL", str(found)
-    except Exception as error:  # noqa: BLE001  the other checks shall run too
-        traceback.print_exc()
-        word, figure = "FAIL", f"{type(error).__name__}: {error}"
-    print(f"{word} {check.__name__}: {figure}", flush=True)
-    return word
-
-
 def by_name(run: dsocr_trace.Run) -> pd.DataFrame:
     """Events summed by stage, module class, kind, category and name: small enough to carry away."""
     classes = run.kernels["module_path"].map(run.modules.set_index("module_path")["module_class"])
@@ -294,11 +275,10 @@ def main() -> int:
     if given.aggregate:
         by_name(run).to_parquet(given.aggregate, compression="zstd", index=False)
         return 0
-    words = [verdict(check, run) for check in CHECKS]
+    hold = all_hold(given.run.name, CHECKS, run)
     for name, value in figures(run).items():
         print(f"INFO {name}: {value}")
-    print(f"{given.run.name}: " + ", ".join(f"{words.count(word)} {word}" for word in ("PASS", "FAIL", "SKIP")))
-    return 1 if "FAIL" in words else 0
+    return 0 if hold else 1
 
 
 if __name__ == "__main__":

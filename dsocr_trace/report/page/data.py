@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
+from dsocr_trace.report.kinds import GAP_PARTS
 from dsocr_trace.report.page.callgraph import folded_calls
-from dsocr_trace.runs.ledger import rolled_up
 from dsocr_trace.runs.pages import TOTAL
+from dsocr_trace.runs.schemas import STAGE2_TABLES
 from hooks.attribution import UNCLASSIFIED
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 #: More rows than this would make the page heavy; the largest are kept, and the page says how many are missing.
 MOST_ROWS: Final = {"modules": 8_000, "kernels": 2_000}
 
-_KIND: Final = ["stage", "kind", "module_class"]
-_NUMBER: Final = r"\.\d+(?=\.|$)"
-_EXPERT: Final = r"^(?P<layer>.+)\.experts\.(?P<expert>\d+)$"
+#: An expert, or a module inside of one.
+_EXPERT: Final = r"^(?P<layer>.+)\.experts\.(?P<expert>\d+)(?:\..+)?$"
 
 
-def page_data(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def page_data(
+    manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], modules: pd.DataFrame, kinds: pd.DataFrame
+) -> dict[str, Any]:
     """All that the page's charts and tables show.
 
     Parameters
@@ -32,29 +34,33 @@ def page_data(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -
         The run's manifest.
     tables
         The run's tables by name; ``kernels`` with ``scaled_ns``.
+    modules, kinds
+        From `dsocr_trace.report.kinds`.
 
     Returns
     -------
     dict
-        ``hardware``: the ceilings; ``tables``: per name a dict of columns, each a list; ``left_out``: per name how many
-        rows the page does not hold.
+        ``roofs``: the ceilings of the device; ``predicted``: where predicted times are from; ``tables``: per name a
+        dict of columns, each a list; ``left_out``: per name how many rows the page does not hold.
     """
-    modules = module_rows(tables["attribution"], tables["predictions"])
     kernels = kernel_rows(tables["kernels"])
     frames = {
-        "modules": _largest(modules, "scaled_total_ns", MOST_ROWS["modules"]),
-        "kinds": kind_rows(modules),
+        "modules": _largest(modules.drop(columns=list(GAP_PARTS)), "scaled_total_ns", MOST_ROWS["modules"]),
+        "kinds": kinds,
         "operators": operator_rows(tables["operators"]),
         "kernels": _largest(kernels, "scaled_ns", MOST_ROWS["kernels"]),
         "unclassified": unclassified_rows(tables["attribution"], manifest["unclassified"]),
         "calls": folded_calls(tables["callgraph"]),
         "experts": expert_rows(tables["modules"], tables["attribution"]),
+        "gap": gap_rows(tables["gap"]),
         "memory": memory_rows(tables["memory"]),
         "stages": stage_totals(tables["pages"]),
+        **{name: tables[name] for name in STAGE2_TABLES if name in tables},
     }
     whole = {"modules": len(modules), "kernels": len(kernels)}
     return {
-        "hardware": manifest["hardware"],
+        "roofs": roofs(manifest),
+        "predicted": main_source(tables["predictions"]),
         "tables": {name: columns(frame) for name, frame in frames.items()},
         "left_out": {name: count - len(frames[name]) for name, count in whole.items()},
     }
@@ -75,65 +81,6 @@ def _plain(value: Any) -> Any:
 def _largest(rows: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
     """The largest rows, in their own order. A module is never larger than the one that holds it, which comes first."""
     return rows.loc[rows[column].nlargest(most, keep="first").index.sort_values()]
-
-
-def module_rows(attribution: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row per (stage, module): the ledger's figures, with FLOPs and bytes also summed over the modules below."""
-    rows = attribution[attribution["module_path"] != UNCLASSIFIED].reset_index(drop=True)
-    bound = predictions.set_index(["stage", "module_path"])["bound"]
-    rows = rows.assign(
-        flops=rows["tensor_flops"] + rows["vector_flops"],
-        bytes=rows["bytes_total"],
-        bound=bound.reindex(pd.MultiIndex.from_frame(rows[["stage", "module_path"]])).to_numpy(),
-    )
-    for name in ("flops", "bytes"):
-        known = rows.assign(own=rows[name].fillna(0).astype("int64"))
-        rows[f"{name}_with_children"] = rolled_up(known, "own").where(rows["predicted_total_ns"].notna())
-    return rows[
-        [
-            "stage",
-            "module_path",
-            "module_class",
-            "parent_path",
-            "calls",
-            "event_count",
-            "scaled_self_ns",
-            "scaled_total_ns",
-            "wall_total_ns",
-            "predicted_self_ns",
-            "predicted_total_ns",
-            "flops",
-            "flops_with_children",
-            "bytes",
-            "bytes_with_children",
-            "bound",
-        ]
-    ]
-
-
-def kind_rows(modules: pd.DataFrame) -> pd.DataFrame:
-    """One row per stage and kind of module: own figures of all instances, and how far they are from the prediction.
-
-    A kind is a path whose numbers are taken for alike, ``layers.*.mlp``. ``excess_ns`` is measured time beyond the
-    predicted; ``intensity`` is FLOPs per byte; ``bound`` is what most of the predicted time is bound by. Kinds that did
-    nothing themselves are left out.
-    """
-    modules = modules.assign(kind=modules["module_path"].str.replace(_NUMBER, ".*", regex=True))
-    sums = ["calls", "event_count", "scaled_self_ns", "predicted_self_ns", "flops", "bytes"]
-    groups = modules.groupby(_KIND, sort=False)
-    rows = groups[sums].sum(min_count=1).join(groups.size().rename("modules")).reset_index()
-    weight = modules.groupby([*_KIND, "bound"])["predicted_self_ns"].sum().reset_index()
-    main = weight.sort_values("predicted_self_ns").drop_duplicates(_KIND, keep="last")
-    rows = rows.merge(main[[*_KIND, "bound"]], on=_KIND, how="left")
-    seconds = rows["scaled_self_ns"].where(rows["scaled_self_ns"] > 0) / 1e9
-    rows = rows.assign(
-        # Where nothing is predicted the column holds nothing at all, and has no number's type by itself.
-        excess_ns=(rows["scaled_self_ns"] - rows["predicted_self_ns"]).astype("float64").clip(lower=0),
-        intensity=rows["flops"] / rows["bytes"].where(rows["bytes"] > 0),
-        achieved_flops_per_s=rows["flops"] / seconds,
-        achieved_bytes_per_s=rows["bytes"] / seconds,
-    )
-    return rows[rows["scaled_self_ns"] > 0].sort_values("scaled_self_ns", ascending=False)
 
 
 def operator_rows(operators: pd.DataFrame) -> pd.DataFrame:
@@ -181,14 +128,27 @@ def unclassified_rows(attribution: pd.DataFrame, meanings: Mapping[str, Mapping[
 
 
 def expert_rows(modules: pd.DataFrame, attribution: pd.DataFrame) -> pd.DataFrame:
-    """Calls of each expert of each layer, by stage; experts are the modules named by a number below ``experts``."""
-    parts = modules["module_path"].str.extract(_EXPERT)
-    experts = parts.assign(module_path=modules["module_path"]).dropna()
-    calls = attribution.loc[attribution["module_path"].isin(experts["module_path"]), ["stage", "module_path", "calls"]]
-    stages = calls.loc[calls["calls"] > 0, "stage"].drop_duplicates()
-    rows = experts.merge(stages, how="cross").merge(calls, on=["stage", "module_path"], how="left")
-    return rows.assign(expert=rows["expert"].astype("int64"), calls=rows["calls"].fillna(0).astype("int64"))[
-        ["stage", "layer", "expert", "calls"]
+    """Calls and tokens of each expert of each layer, by stage; experts are modules named by a number in ``experts``.
+
+    A prefill calls an expert once for all its tokens. How many these were stands in its predicted FLOPs, since they are
+    computed with the routing that was measured: one token takes two for each parameter of a linear layer.
+    """
+    own = modules.join(modules["module_path"].str.extract(_EXPERT)).dropna(subset="expert")
+    parameters = own.loc[own["module_class"] == "Linear"].groupby(["layer", "expert"])["parameter_count"].sum()
+    work = attribution.merge(own[["module_path", "layer", "expert", "is_leaf"]], on="module_path")
+    keys = ["stage", "layer", "expert"]
+    flops = work.groupby(keys)["tensor_flops"].sum(min_count=1)
+    calls = work.groupby(keys)["calls"].max()
+    stages = calls[calls > 0].index.unique("stage")
+    experts = own[["layer", "expert"]].drop_duplicates()
+    rows = experts.merge(pd.DataFrame({"stage": stages}), how="cross").set_index(keys)
+    rows = rows.assign(calls=calls, flops=flops).fillna({"calls": 0}).reset_index()
+    per_token = 2 * parameters.reindex(pd.MultiIndex.from_frame(rows[["layer", "expert"]])).to_numpy()
+    # Experts that nothing reached are not in the ledger; where nothing is predicted no expert has FLOPs.
+    is_known = rows["flops"].notna().groupby(rows["stage"]).transform("any")
+    tokens = (rows["flops"].fillna(0) / per_token).round().where(is_known)
+    return rows.assign(expert=rows["expert"].astype("int64"), calls=rows["calls"].astype("int64"), tokens=tokens)[
+        ["stage", "layer", "expert", "calls", "tokens"]
     ]
 
 
@@ -201,9 +161,38 @@ def memory_rows(memory: pd.DataFrame) -> pd.DataFrame:
 
 
 def stage_totals(pages: pd.DataFrame) -> pd.DataFrame:
-    """One row per stage, all pages together; ``gap_ns`` is wall time without work on the device."""
-    rows = pages.loc[
-        pages["page"] == TOTAL,
-        ["stage", "forwards", "profiled_forwards", "wall_ns", "scaled_ns", "predicted_ns", "tensor_flops"],
+    """One row per stage, all pages together; ``idle_ns`` is wall time without work on the device."""
+    times = ["wall_ns", "scaled_ns", "predicted_ns", "predicted_device_ns"]
+    rows = pages.loc[pages["page"] == TOTAL, ["stage", "forwards", "profiled_forwards", *times, "tensor_flops"]]
+    return rows.assign(idle_ns=rows["wall_ns"] - rows["scaled_ns"])
+
+
+def gap_rows(gap: pd.DataFrame) -> pd.DataFrame:
+    """One row per stage: everything between the datasheet and the clock."""
+    sums = [*GAP_PARTS, "predicted_device_ns", "measured_ns"]
+    return gap.groupby("stage", sort=False)[sums].sum(min_count=1).reset_index()
+
+
+def main_source(predictions: pd.DataFrame) -> str | None:
+    """Where most of the predicted time is from; None where nothing is predicted."""
+    shares = source_shares(predictions)
+    return max(shares, key=shares.__getitem__, default=None)
+
+
+def source_shares(predictions: pd.DataFrame) -> dict[str, float]:
+    """Share of the predicted device time by what it is from (`predictions.source`)."""
+    times = predictions.groupby("source")["predicted_device_ns"].sum()
+    return {str(source): float(ns / times.sum()) for source, ns in times.items() if ns}
+
+
+def roofs(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The ceilings that points of a roofline stand below, each with what it is from; the highest first."""
+    hardware, prediction = manifest["hardware"], manifest.get("prediction", {})
+    found = [(hardware["name"], hardware["provenance"], hardware)]
+    if "tensor_flops_per_s" in prediction and prediction["source"] == "calibrated":
+        found.append((prediction["device"], "calibrated", prediction))
+    ceilings = ("tensor_flops_per_s", "memory_bytes_per_s")
+    return [
+        {"name": name, "source": source} | {ceiling: figures[ceiling] for ceiling in ceilings}
+        for name, source, figures in found
     ]
-    return rows.assign(gap_ns=rows["wall_ns"] - rows["scaled_ns"])

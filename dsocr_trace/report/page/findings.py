@@ -5,46 +5,58 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-import pandas as pd
 
-from dsocr_trace.report.units import duration, percent, quantity
+from dsocr_trace.report.centres import could_give, distance, named
+from dsocr_trace.report.kinds import targets
+from dsocr_trace.report.units import duration, percent
+from hooks.attribution import UNCLASSIFIED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
+
 
 MINUS: Final = "\N{MINUS SIGN}"
-_TIMES: Final = "\N{MULTIPLICATION SIGN}"
-#: What a bound means.
-_LIMITS: Final = {"compute": "arithmetic", "memory": "memory bandwidth"}
 
 
 @attrs.frozen
 class Finding:
-    """A question and its answer."""
+    """A question and its answer, and the section of the page that shows more."""
 
     question: str
     answer: str
+    section: str
 
 
-def findings(manifest: Mapping[str, Any], stages: pd.DataFrame, kinds: pd.DataFrame) -> list[Finding]:
+def findings(
+    manifest: Mapping[str, Any], attribution: pd.DataFrame, stages: pd.DataFrame, kinds: pd.DataFrame, *, notes: int
+) -> list[Finding]:
     """Answer what a reader asks first.
 
     Parameters
     ----------
     manifest
         The run's manifest.
+    attribution
+        The ledger.
     stages, kinds
-        Rows of `dsocr_trace.report.page.data.stage_totals` and `kind_rows`.
+        Rows of `dsocr_trace.report.page.data.stage_totals` and `dsocr_trace.report.kinds.kind_rows`.
+    notes
+        How many stand above the answers.
     """
-    answers = {
-        "Which stage dominates?": _dominant(stages),
-        "What to optimise first?": _first(kinds),
-        "How far from the roof, and why?": _roof(manifest, kinds),
-        "How much is unclassified?": _unclassified(manifest),
-        "Can the run be trusted?": _trust(manifest),
-    }
-    return [Finding(question, answer) for question, answer in answers.items() if answer]
+    wall = stages["wall_ns"].sum()
+    first, roof = "", ""
+    for top in targets(kinds, 1).to_dict("records"):
+        first, roof = f"{named(top)}: {could_give(top, wall)}", distance(top, manifest["hardware"])
+    answers = (
+        Finding("Which stage dominates?", _dominant(stages), "stages"),
+        Finding("What to optimise first?", first, "first"),
+        Finding("How far from the roof, and why?", roof, "gap"),
+        Finding("How much is unclassified?", _unclassified(manifest, attribution), "unclassified"),
+        Finding("Can the run be trusted?", _trust(manifest, notes), "about"),
+    )
+    return [finding for finding in answers if finding.answer]
 
 
 def _dominant(stages: pd.DataFrame) -> str:
@@ -54,67 +66,56 @@ def _dominant(stages: pd.DataFrame) -> str:
         f"{top['stage'].capitalize()}: {duration(top['wall_ns'])} of {duration(wall)} wall time "
         f"({percent(top['wall_ns'] / wall)}). "
     )
-    if top["gap_ns"] < 0:
+    if top["idle_ns"] < 0:
         return (
             answer + f"Its device time is {duration(top['scaled_ns'])}: under the profiler it ran longer than without."
         )
     return (
-        f"{answer}The device worked for {duration(top['scaled_ns'])} of it; {duration(top['gap_ns'])} "
-        f"({percent(top['gap_ns'] / top['wall_ns'])}) had no work on the device."
+        f"{answer}The device worked for {duration(top['scaled_ns'])} of it; {duration(top['idle_ns'])} "
+        f"({percent(top['idle_ns'] / top['wall_ns'])}) had no work on the device."
     )
 
 
-def _target(kinds: pd.DataFrame) -> pd.Series | None:
-    known = kinds.dropna(subset="excess_ns")
-    return None if known.empty else known.loc[known["excess_ns"].idxmax()]
-
-
-def _first(kinds: pd.DataFrame) -> str:
-    top = _target(kinds)
-    if top is None:
+def _unclassified(manifest: Mapping[str, Any], attribution: pd.DataFrame) -> str:
+    rest = attribution[attribution["module_path"] == UNCLASSIFIED]
+    of_reason, whole = rest.groupby("unclassified_reason")["scaled_self_ns"].sum(), attribution["scaled_self_ns"].sum()
+    if not whole:
         return ""
-    whole = kinds["scaled_self_ns"].sum()
-    instances = f"{top['modules']:,} {_TIMES} " if top["modules"] > 1 else ""
-    return (
-        f"{instances}{top['module_class']} in {top['stage']} ({top['kind'] or 'the root'}): "
-        f"{duration(top['scaled_self_ns'])} on the device, {percent(top['scaled_self_ns'] / whole)} of all. "
-        f"The prediction is {duration(top['predicted_self_ns'])}, so it could give up to "
-        f"{duration(top['excess_ns'])}, {percent(top['excess_ns'] / whole)} of the device time."
-    )
+    reasons = [f"{duration(ns)} {manifest['unclassified'][reason]['means']}" for reason, ns in of_reason.items()]
+    share = of_reason.sum() / whole
+    return f"{share:.2%} of the device time, scaled to the whole run" + (f": {'; '.join(reasons)}." if reasons else ".")
 
 
-def _roof(manifest: Mapping[str, Any], kinds: pd.DataFrame) -> str:
-    top, hardware = _target(kinds), manifest["hardware"]
-    if top is None or not top["predicted_self_ns"]:
-        return ""
-    rates = {
-        "compute": (top["achieved_flops_per_s"], hardware["tensor_flops_per_s"], "FLOP/s"),
-        "memory": (top["achieved_bytes_per_s"], hardware["memory_bytes_per_s"], "B/s"),
-    }
-    answer = f"It takes {times(top['scaled_self_ns'], top['predicted_self_ns'])} the predicted time"
-    if top["bound"] not in rates:
-        return f"{answer}, most of which the {top['bound']} sets."
-    reached, ceiling, unit = rates[top["bound"]]
-    return (
-        f"{answer}. The limit is {_LIMITS[top['bound']]}, of which it reaches {quantity(reached, unit)} of "
-        f"{quantity(ceiling, unit)} ({hardware['provenance']}): {percent(reached / ceiling)}."
-    )
+def _trust(manifest: Mapping[str, Any], notes: int) -> str:
+    parts = [
+        f"{manifest['coverage']['all']:.2%} of the profiled device time stands in named modules.",
+        "Modules, stages and events add up exactly.",
+        f"Tracing costs {overhead(manifest)}.",
+        f"Clocks agree within {duration(manifest['clock']['residual_ns'])}.",
+        *_repeats(manifest),
+        *_recorded(manifest.get("stage2")),
+        f"Read the {notes} notes above." if notes > 1 else "Read the note above." if notes else "Nothing was noted.",
+    ]
+    return " ".join(parts)
 
 
-def _unclassified(manifest: Mapping[str, Any]) -> str:
-    share = 1 - manifest["coverage"]["all"]
-    reasons = [f"{duration(entry['ns'])} {entry['means']}" for entry in manifest["unclassified"].values()]
-    return f"{share:.2%} of the measured device time" + (f": {'; '.join(reasons)}." if reasons else ".")
+def _repeats(manifest: Mapping[str, Any]) -> list[str]:
+    """How far the wall time of all stages varied."""
+    walls = [
+        sum(sum(repeat.values()) for repeat in of_pages)
+        for of_pages in zip(*(page["repeats"] for page in manifest["pages"]), strict=True)
+    ]
+    if len(walls) < 2:
+        return ["It was timed once; --repeat 5 tells how far the times vary."]
+    return [f"Of {len(walls)} repeats the slowest took {signed(max(walls) / min(walls) - 1)} over the fastest."]
 
 
-def _trust(manifest: Mapping[str, Any]) -> str:
-    notes = len(manifest["notes"])
-    return (
-        f"{manifest['coverage']['all']:.2%} of the device time stands in named modules, and modules, stages and events "
-        f"add up exactly. Tracing costs {overhead(manifest)}. Clocks agree within "
-        f"{duration(manifest['clock']['residual_ns'])}. "
-        + (f"Read the {notes} notes above." if notes > 1 else "Read the note above." if notes else "Nothing was noted.")
-    )
+def _recorded(stage2: Mapping[str, Any] | None) -> list[str]:
+    if not stage2 or "agreement" not in stage2:
+        return []
+    agreement = stage2["agreement"]
+    same = agreement["modules"] - agreement["modules_differing"]
+    return [f"Nsight Systems saw the same calls in {same:,} of {agreement['modules']:,} modules and stages."]
 
 
 def overhead(manifest: Mapping[str, Any]) -> str:
@@ -132,11 +133,3 @@ def overhead(manifest: Mapping[str, Any]) -> str:
 def signed(share: float) -> str:
     """Share as a percentage with its sign."""
     return f"{share:+.1%}".replace("-", MINUS)
-
-
-def times(value: float | None, base: float | None) -> str:
-    """How many times `base` a value is, with two digits; ``-`` where it cannot be said."""
-    if value is None or not base or pd.isna(base):
-        return "-"
-    quotient = value / base
-    return f"{quotient:,.0f}{_TIMES}" if quotient >= 10 else f"{quotient:.2g}{_TIMES}"

@@ -3,6 +3,7 @@ const ROW_HEIGHT = 26;
 const WIDTHS = {
   scaled: { label: "Measured time", column: "scaled_total_ns", format: duration },
   predicted: { label: "Predicted time", column: "predicted_total_ns", format: duration },
+  wall: { label: "Host time", column: "wall_with_children", format: duration },
   flops: { label: "FLOPs", column: "flops_with_children", format: (value) => quantity(value, "FLOP") },
   bytes: { label: "Bytes", column: "bytes_with_children", format: (value) => quantity(value, "B") },
 };
@@ -101,7 +102,8 @@ class Icicle {
     const stages = this.tree.children.map((node) => [node.name, node.name]);
     this.press = addSwitch("tree-stage", [["all stages", "all"], ...stages], "all stages", (name) =>
       this.zoom(name === "all stages" ? this.tree : this.tree.children.find((node) => node.name === name)));
-    const widths = Object.entries(WIDTHS).map(([name, { label }]) => [name, label]);
+    const isKnown = ({ column }) => this.tree.children.some((stage) => stage.children.some((node) => node.row?.[column]));
+    const widths = Object.entries(WIDTHS).filter(([, width]) => isKnown(width)).map(([name, { label }]) => [name, label]);
     addSwitch("tree-width", widths, this.width, (name) => this.setWidth(name));
     document.getElementById("tree-search").addEventListener("input", (event) => this.search(event.target.value));
     this.element.addEventListener("keydown", (event) => this.key(event));
@@ -252,9 +254,10 @@ class Icicle {
       const row = node.row;
       pairs.push(
         ["Predicted, with children", duration(predicted)], ["Measured ÷ predicted", times(divided(measured, predicted))],
-        ["Own measured", duration(row.scaled_self_ns)], ["Own predicted", duration(row.predicted_self_ns)],
+        ["Own measured", duration(row.scaled_self_ns)], ["Own predicted", `${duration(row.predicted_self_ns)}${row.source ? `, ${row.source}` : ""}`],
+        ["Host time, with children", duration(row.wall_with_children)],
         ["FLOPs, with children", quantity(row.flops_with_children, "FLOP")], ["Bytes, with children", quantity(row.bytes_with_children, "B")],
-        ["Calls", count(row.calls)], ["Bound by", row.bound ?? NONE],
+        ["Calls", count(row.calls)], ["Waits for", row.bound ?? NONE],
       );
     }
     const stage = this.tree.children.find((child) => child.name === node.stage);

@@ -11,11 +11,15 @@ function start() {
   startTheme();
   const rows = Object.fromEntries(Object.keys(run.tables).map((name) => [name, rowsOf(name)]));
   for (const row of [...rows.modules, ...rows.kinds]) row.ratio = divided(row.scaled_self_ns, row.predicted_self_ns);
-  addStageChart(rows.stages);
+  addStageChart(rows.stages, run.predicted);
   const icicle = new Icicle(rows.modules, rows.unclassified);
   if (document.getElementById("roof-chart")) {
-    addRoofline(rows.kinds, run.hardware);
+    addRoofline(rows.kinds, run.roofs);
     openTable("kinds", rows.kinds);
+  }
+  if (document.getElementById("gap-chart")) {
+    addGap(rows.gap);
+    openTable("gap", rows.kinds);
   }
   const longest = [{ column: "scaled_self_ns", dir: "desc" }];
   addCount("modules", addTable("modules", rows.modules, { initialSort: longest }), run.left_out.modules);
@@ -27,6 +31,8 @@ function start() {
   addTable("memory", rows.memory);
   if (rows.experts.length) openTable("experts", rows.experts);
   addExperts(rows.experts);
+  if (rows.stage2) addCount("stage2", addTable("stage2", rows.stage2, { initialSort: [{ column: "stage2_self_ns", dir: "desc" }, { column: "agrees", dir: "asc" }] }), 0);
+  if (rows.counters) addCount("counters", addTable("counters", rows.counters), 0);
   root.dataset.ready = String(Math.round(performance.now()));
   return icicle;
 }

@@ -1,6 +1,6 @@
 // Sortable and filterable tables; only the rows in view are in the page.
 const MOST_HEIGHT = 560;
-const PRINTED_ROWS = 25;
+const PRINTED_ROWS = 20;
 
 // A fixed unit keeps numbers comparable. All values that it is for set it, so that the largest has up to five digits.
 function commonUnit(values, scales) {
@@ -19,10 +19,10 @@ function fixed(value, scale) {
 const breakable = (name) => escaped(name).replace(/[.:,]+(?=[^.:,])/g, "$&<wbr>");
 
 // The kinds of columns. Each takes the table's rows, its field and its title.
-const text = (field, title, more) => () => ({ field, title, headerFilter: "input", headerFilterPlaceholder: "contains", minWidth: 92, ...more });
-const path = (field, title, more) => text(field, title, { cssClass: "mono", minWidth: 220, formatter: (cell) => breakable(cell.getValue() || "(root)"), ...more });
+const text = (field, title, more) => () => ({ field, title, headerFilter: "input", headerFilterPlaceholder: "contains", minWidth: 80, ...more });
+const path = (field, title, more) => text(field, title, { cssClass: "mono", minWidth: 200, formatter: (cell) => breakable(cell.getValue() || "(root)"), ...more });
 const figure = (field, title, format, scale = 1) => ({
-  field, title, hozAlign: "right", headerHozAlign: "right", sorter: "number", headerSortStartingDir: "desc", minWidth: 88,
+  field, title, cssClass: "number", hozAlign: "right", headerHozAlign: "right", sorter: "number", headerSortStartingDir: "desc", minWidth: 80,
   formatter: (cell) => format(cell.getValue(), scale),
   headerFilter: "input", headerFilterPlaceholder: "at least",
   headerFilterFunc: (least, value) => value !== null && value / scale >= Number(least),
@@ -30,39 +30,50 @@ const figure = (field, title, format, scale = 1) => ({
 const whole = (field, title, more) => () => ({ ...figure(field, title, count), ...more });
 const quotient = (field, title) => () => figure(field, title, times);
 // Columns whose names end alike, such as all times, share their unit.
-const measure = (scales, unit, ending) => (field, title) => (rows) => {
+const measure = (scales, unit, ending) => (field, title, more) => (rows) => {
   const alike = Object.keys(rows[0] ?? {}).filter((name) => (ending ? name.endsWith(ending) : name === field));
   const [scale, prefix] = commonUnit(alike.flatMap((name) => rows.map((row) => row[name])), scales);
-  return figure(field, `${title} (${prefix}${unit})`, fixed, scale);
+  return { ...figure(field, `${title} (${prefix}${unit})`, fixed, scale), ...more };
 };
 const time = measure(TIMES, "", "_ns");
 const flop = measure(PREFIXES, "FLOP");
 const byte = measure(PREFIXES, "B", "bytes");
 const group = (title, ...columns) => (rows) => ({ title, columns: columns.map((column) => column(rows)) });
 
-const MEASURED = "● measured";
-const SCALED = "◐ scaled to the stage";
-const MODELLED = "○ modelled";
+const MEASURED = marked("measured");
+const SCALED = `${marked("scaled")} to the stage`;
+const MODELLED = marked("modelled");
+const STAGE2 = "● measured in stage 2";
+const share = (field, title) => () => figure(field, title, percent, 0.01);
 
-const TABLES = {
+// What each table shows; `predicted` says where predicted times are from.
+const tableColumns = (predicted) => ({
   modules: [
-    text("stage", "Stage"), path("module_path", "Module", { widthGrow: 3, minWidth: 300 }), text("module_class", "Class", { minWidth: 130 }),
+    text("stage", "Stage"), path("module_path", "Module", { widthGrow: 3, minWidth: 250 }), text("module_class", "Class", { minWidth: 120 }),
     group(MEASURED, whole("calls", "Calls"), whole("event_count", "Events", { print: false })),
     group(SCALED, time("scaled_self_ns", "Own"), time("scaled_total_ns", "Total")),
-    group(MODELLED, time("predicted_self_ns", "Own"), flop("flops", "Work"), byte("bytes", "Moved"), text("bound", "Bound")),
+    group("time model", time("predicted_self_ns", "Own"), text("bound", "Waits for"), text("source", "From", { print: false, minWidth: 120, formatter: (cell) => (cell.getValue() ? marked(cell.getValue()) : NONE) })),
+    group(MODELLED, flop("flops", "Work", { print: false }), byte("bytes", "Moved", { print: false })),
     quotient("ratio", "Own ÷ predicted"),
   ],
   kinds: [
     text("stage", "Stage"), path("kind", "Module", { widthGrow: 3 }), text("module_class", "Class", { minWidth: 130 }),
     group(SCALED, whole("modules", "Modules"), time("scaled_self_ns", "Device")),
-    group(MODELLED, time("predicted_self_ns", "Predicted"), measure(PREFIXES, "FLOP/B")("intensity", "Intensity"), text("bound", "Bound")),
+    group(predicted, time("predicted_self_ns", "Predicted"), text("bound", "Waits for")),
     quotient("ratio", "Device ÷ predicted"),
+    group(MODELLED, measure(PREFIXES, "FLOP/B")("intensity", "Intensity")),
     group("modelled work over device time", measure(PREFIXES, "FLOP/s")("achieved_flops_per_s", "Rate"), measure(PREFIXES, "B/s")("achieved_bytes_per_s", "Traffic")),
+  ],
+  gap: [
+    text("stage", "Stage"), path("kind", "Module", { widthGrow: 3 }), text("module_class", "Class", { minWidth: 130 }),
+    group(predicted, time("datasheet_ns", "Datasheet"), time("ceilings_ns", "Ceilings"), time("launch_ns", "Launches"), time("shape_ns", "Shapes")),
+    time("unexplained_ns", "Unexplained"),
+    group(SCALED, time("scaled_self_ns", "Device")), time("host_gap_ns", "Host gap"), group(MEASURED, time("wall_self_ns", "Wall")),
   ],
   operators: [
     text("stage", "Stage"), text("operator_category", "Category"),
     group(MEASURED, whole("event_count", "Events")), group(SCALED, time("scaled_ns", "Device")),
-    group(MODELLED, time("predicted_ns", "Predicted"), flop("flops", "Work"), byte("bytes", "Moved")),
+    group(predicted, time("predicted_ns", "Device")), group(MODELLED, flop("flops", "Work"), byte("bytes", "Moved")),
   ],
   kernels: [
     text("stage", "Stage"), path("name", "Name", { widthGrow: 3 }), text("kind", "Kind"), text("operator_category", "Category"), text("kernel_family", "Family"),
@@ -81,14 +92,24 @@ const TABLES = {
       formatterParams: { min: 0, max: 1, color: () => colour("roof"), legend: percent, legendColor: () => colour("ink"), legendAlign: "right" },
     }),
   ],
-  experts: [text("stage", "Stage"), path("layer", "Layer"), whole("expert", "Expert"), whole("calls", "Calls")],
+  experts: [text("stage", "Stage"), path("layer", "Layer"), whole("expert", "Expert"), group(MEASURED, whole("calls", "Calls")), group(MODELLED, whole("tokens", "Tokens"))],
   memory: [
     text("stage", "Stage"),
-    group("Weights", byte("predicted_weight_bytes", "○ modelled"), byte("measured_weight_bytes", "● measured")),
-    group("Largest activation", byte("predicted_activation_peak_bytes", "○ modelled"), byte("measured_activation_peak_bytes", "● measured")),
-    group("Cache growth", byte("predicted_kv_cache_bytes", "○ modelled"), byte("measured_kv_cache_bytes", "● measured")),
+    group("Weights", byte("predicted_weight_bytes", MODELLED), byte("measured_weight_bytes", MEASURED)),
+    group("Largest activation", byte("predicted_activation_peak_bytes", MODELLED), byte("measured_activation_peak_bytes", MEASURED)),
+    group("Cache growth", byte("predicted_kv_cache_bytes", MODELLED), byte("measured_kv_cache_bytes", MEASURED)),
   ],
-};
+  stage2: [
+    text("stage", "Stage"), path("module_path", "Module", { widthGrow: 3, minWidth: 300 }), text("agrees", "Agrees", { formatter: (cell) => (cell.getValue() ? "yes" : "no"), sorter: "boolean" }),
+    group(MEASURED, whole("calls", "Calls"), whole("stage1_event_count", "Events"), time("stage1_self_ns", "Device")),
+    group(STAGE2, whole("ranges", "Ranges"), whole("stage2_event_count", "Events"), time("stage2_self_ns", "Device")),
+  ],
+  counters: [
+    path("name", "Kernel", { widthGrow: 3 }), whole("launch", "Launch"), path("module_path", "Module", { widthGrow: 2 }),
+    group(STAGE2, time("traced_ns", "Traced"), time("duration_ns", "Alone"), byte("dram_read_bytes", "Read"), byte("dram_written_bytes", "Written")),
+    group("● share of the device's peak", share("dram_share_of_peak", "Memory (%)"), share("sm_share_of_peak", "SM (%)"), share("tensor_pipe_share_of_peak", "Tensor (%)"), share("occupancy", "Occupancy (%)")),
+  ],
+});
 
 const tables = {};
 
@@ -101,7 +122,7 @@ function fullText(_, cell) {
 
 function addTable(name, rows, more) {
   const table = new Tabulator(`#table-${name}`, {
-    data: rows, columns: TABLES[name].map((column) => column(rows)), layout: innerWidth < 720 ? "fitData" : "fitColumns",
+    data: rows, columns: tableColumns(run.predicted ? marked(run.predicted) : MODELLED)[name].map((column) => column(rows)), layout: innerWidth < 720 ? "fitData" : "fitColumns",
     maxHeight: MOST_HEIGHT, columnDefaults: { tooltip: fullText, headerWordWrap: true }, placeholder: rows.length ? "No row matches the filters" : "Nothing here",
     printAsHtml: true, printStyled: false, printConfig: { dataTree: true }, printRowRange: () => tables[name].getRows("active").slice(0, PRINTED_ROWS), ...more,
   });

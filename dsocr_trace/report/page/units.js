@@ -23,6 +23,12 @@ function escaped(text) {
   return String(text).replace(/[&<>"]/g, (character) => entities[character]);
 }
 
+const signed = (ns) => (ns === null ? NONE : `${ns < 0 ? "−" : "+"}${duration(Math.abs(ns))}`);
+
+// How a number came to be, as the tags of the page show it.
+const MARKS = { measured: "●", scaled: "◐", modelled: "○", calibrated: "◆", extrapolated: "◇", datasheet: "▣", estimated: "△" };
+const marked = (origin) => `${MARKS[origin]} ${origin}`;
+
 // A hover text: title, a muted line, and pairs of name and value.
 function tip(title, subtitle, pairs) {
   const rows = pairs.map(([name, value]) => `<tr><td>${escaped(name)}</td><td>${escaped(value)}</td></tr>`);

@@ -34,7 +34,7 @@ def nodes(node):
 for path in sys.argv[1:]:
     report = json.load(open(path))
     own = [stage["own"] for node in nodes(report["root"]) for stage in node["stages"]]
-    total = sum(cost["predicted_ns"] for cost in own) / 1e6
+    total = sum(part["predicted_ns"] for part in own + report["sampling"]) / 1e6
     memory = sum(cost["predicted_ns_by_bound"].get("memory", 0) for cost in own) / 1e6
     assert abs(total - report["summary"]["predicted_total_time_ms"]) < 1e-6, path
     held = report["model"]["weight_bytes"] + sum(cost["kv_cache_bytes"] for cost in own)
