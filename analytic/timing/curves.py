@@ -50,6 +50,8 @@ _FEATURES: Final[Mapping[str, Callable[[Mapping[str, Any]], Sequence[float]]]] =
     "sdpa": lambda a: (a["heads"], a["queries"], a["keys"], a["head_dim"]),
     "sdpa_with_bias": lambda a: (a["heads"], a["queries"], a["keys"], a["head_dim"]),
     "attention_eager": lambda a: (a["heads"], a["queries"], a["keys"], a["head_dim"]),
+    # Where all operands are broadcast, a loop is as short as one of them.
+    "elementwise": lambda a: (a["elements"], a["elements"] / a["shared"] if a["shared"] and not a["operands"] else 1),
 }
 
 

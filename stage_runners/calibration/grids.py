@@ -187,6 +187,8 @@ def _elementwise(dtype: str) -> list[Arguments]:
             (16, 1, _INT64),
             (64, 1, _INT64),
             (16, 64, dtype),
+            (16, 2048, dtype),
+            (16, 32_768, dtype),
             (64, 256, dtype),
             (64, 4096, dtype),
             (64, 32_768, dtype),

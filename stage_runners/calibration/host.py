@@ -90,7 +90,10 @@ def host_tasks(device: torch.device) -> dict[str, Task]:
         "wait": (lambda: _wait(device), True),
         "launch_and_wait": (launch_and_wait, True),
     }
-    return {name: Task("host", _ready(run), waits=waits, indispensable=True) for name, (run, waits) in found.items()}
+    return {
+        name: Task("host", _ready(run), waits=waits, indispensable=True, frequent=name != "shortest")
+        for name, (run, waits) in found.items()
+    }
 
 
 def _ready(run: Callable[[], Any]) -> Callable[[], Call]:

@@ -78,6 +78,8 @@ class Task:
         Whether it may take long.
     ceiling
         Whether it shall show what the device can do at best.
+    frequent
+        Whether a model does it all the time, so that its code is in the caches, whatever else is not.
     """
 
     group: str
@@ -87,6 +89,7 @@ class Task:
     indispensable: bool = False
     large: bool = False
     ceiling: bool = False
+    frequent: bool = False
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hooks.attribution import attribute_to_ranges
+from hooks.columns import plain
 from hooks.nsight import find_tool, profile
 from hooks.readers.nsys import read_nsys_report
 from hooks.tracer import Tracer
@@ -51,7 +52,7 @@ def main() -> int:
         if not report.exists():
             print(f"FAIL graphs: Nsight Systems recorded nothing ({done.stdout[-200:]} {done.stderr[-200:]})")
             return 1
-        found = attribute_to_ranges(read_nsys_report(report, nsys.path)).to_pandas()
+        found = plain(attribute_to_ranges(read_nsys_report(report, nsys.path))).to_pandas()
     nodes = found[found["graph_node_id"].notna()]
     places = Counter(nodes["range_name"].fillna(nodes["unclassified_reason"]))
     each = Counter(nodes["graph_node_id"])

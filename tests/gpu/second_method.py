@@ -26,6 +26,7 @@ from analytic.config import DEFAULT_VARIANT, variant_config
 from analytic.workload import load_workload
 from hooks.attribution import UNCLASSIFIED, attribute, attribute_to_ranges
 from hooks.capture import EventCapture
+from hooks.columns import plain
 from hooks.readers.kineto import read_kineto
 from hooks.tracer import Tracer
 from stage_runners.generate import Generation
@@ -82,10 +83,10 @@ def both_methods(model: nn.Module, inputs: Any, device: torch.device, steps: int
     (window,) = capture._windows
     capture._profile.export_chrome_trace(str(trace))
 
-    mine = attribute(capture.events, tracer.calls()).to_pandas()
+    mine = plain(attribute(capture.events, tracer.calls())).to_pandas()
     recording = read_kineto(trace)
-    ranges = recording.ranges.filter(pc.starts_with(recording.ranges["name"], PREFIX))
-    theirs = attribute_to_ranges(recording, ranges)
+    ranges = recording.ranges.filter(pc.starts_with(plain(recording.ranges)["name"], PREFIX))
+    theirs = plain(attribute_to_ranges(recording, ranges))
     # As in the capture: what has no launch counts by its own start.
     cause = capture.clock.to_host(pc.coalesce(theirs["launch_ns"], theirs["start_ns"]).to_numpy())
     start = pa.array(capture.clock.to_host(theirs["start_ns"].to_numpy()))
