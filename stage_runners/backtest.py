@@ -4,7 +4,8 @@ A trial warms up with one prefill and one decode step. Then the same generation 
 stages: three times, of which the middle one counts, since one of them may meet a slow moment of the machine. And it
 runs traced, which gives the time of every module. Which of them goes first alternates from trial to trial. On a GPU the
 host's clock does not tell what a module takes: there it is the kernels of another generation, under the profiler. A
-control, a fixed matrix product and a fixed copy, is timed before and after: it tells whether the machine itself changed.
+control, a fixed matrix product and a fixed copy, is timed before and after: it tells whether the machine itself
+changed.
 """
 
 from __future__ import annotations
