@@ -33,7 +33,7 @@ def note_sampling(at: Scope, *, vocabulary: int, length: int, ngram: int) -> Non
         _ban_repetitions(at, vocabulary, length, ngram)
     at.op("argmax", "reduction", op.reduction(vocabulary, 1, FP32), dtype=FP32)
     at.op("ids_cat", "copy", op.view() + op.cat(length + 1, INT64))
-    at.op("token_to_host", "copy", op.to_host(1, INT64))
+    at.op("token_to_host", "copy", op.view() + op.to_host(1, INT64))
     at.op("next_ids", "other", op.view())
 
 

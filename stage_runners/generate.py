@@ -84,5 +84,5 @@ class Generation:
         best = scores.argmax(dim=-1)
         self._ids = torch.cat([self._ids, best[:, None]], dim=-1)
         # Reading the token back waits for the device, as the stopping test of the published loop does.
-        self.tokens.append(best.tolist()[0])
+        self.tokens.append(int(best[0]))
         return self.tokens[-1]

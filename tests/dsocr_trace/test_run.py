@@ -317,6 +317,8 @@ def test_a_calibration_is_what_times_are_from(tmp_path, invoke, calibration):
     assert run.manifest["prediction"] == {
         "device": calibration.device,
         "source": "calibrated",
+        "tensor_flops_per_s": calibration.tensor_flops_per_s["bfloat16"],
+        "memory_bytes_per_s": calibration.memory_bytes_per_s[max(calibration.memory_bytes_per_s)],
         "file": str(path),
         "measured_at": "2026-01-02T03:04:05+00:00",
         "notes": ["the machine was busy"],
