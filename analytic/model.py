@@ -104,8 +104,8 @@ class Work:
         Tokens per expert that was assumed.
     kv_lengths
         Cached positions after each decode forward.
-    vision
-        Everything that the vision stage runs, in its order.
+    vision, prefill
+        Everything that these stages run, in its order.
     """
 
     tree: tuple[ModuleNode, ...]
@@ -114,6 +114,7 @@ class Work:
     routing: Routing
     kv_lengths: Counts
     vision: Sequence[Moment] = attrs.field(repr=False)
+    prefill: Sequence[Moment] = attrs.field(repr=False)
 
 
 def checked_policy(policy: Policy) -> Policy:
@@ -179,6 +180,7 @@ def operations(
         routing=routing,
         kv_lengths=lengths,
         vision=tapes["vision"].sequence,
+        prefill=tapes["prefill"].sequence,
     )
 
 

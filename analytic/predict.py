@@ -243,7 +243,7 @@ def predict(
         datasheet_ns = device_time(runs, device.hardware, operation.compute_dtype)
         predicted.append(PredictedOperation(_times(spent, datasheet_ns), spent.by_cause, operation))
     calls = {(stage, path): timed[stage].places[path, ""] for stage, path in work.calls}
-    sampling = {stage: done.modules[SAMPLING] for stage, done in timed.items() if SAMPLING in done.modules}
+    sampling = {stage: done.own(SAMPLING) for stage, done in timed.items() if done.samples}
     prediction = Prediction(
         device=device,
         work=work,

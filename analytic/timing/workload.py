@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -13,6 +14,7 @@ import numpy as np
 from analytic.generation import note_sampling
 from analytic.layers.base import SequenceShape, Tape
 from analytic.model import Stage, checked_policy
+from analytic.operators import sdpa
 from analytic.routing import CountedLoad
 from analytic.timing.clocks import Spent, Timeline, simulate
 from analytic.timing.curves import Curves
@@ -20,7 +22,7 @@ from analytic.timing.curves import Curves
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from analytic.layers.base import Policy
+    from analytic.layers.base import Moment, Policy
     from analytic.model import Model, Work
     from analytic.routing import Counts
     from analytic.timing.calibration import Calibration
@@ -54,6 +56,19 @@ class TimedStage:
     busy_ns: float
     places: Mapping[Place, Spent]
     forwards: tuple[tuple[int, Timeline], ...]
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are chosen in it."""
+        return any(path == SAMPLING for path, _ in self.places)
+
+    def own(self, path: str) -> Spent:
+        """What one module spends itself; nothing where it is not called."""
+        found = Spent()
+        for (where, _), spent in self.places.items():
+            if where == path:
+                found.add(spent)
+        return found
 
     @property
     def modules(self) -> dict[str, Spent]:
@@ -107,13 +122,10 @@ class _Bench:
 
     def prefill(self) -> Timeline:
         """Laying out the pages, and the decoder on the prompt."""
-        workload, tape = self._workload, Tape(self._policy)
-        self._family.place_page(self._root, tape, workload.layout, workload.batch_size)
-        loads = {layer: CountedLoad(counts) for layer, counts in self._work.routing.prefill.items()}
-        shape = SequenceShape(workload.batch_size, workload.seq_len, workload.seq_len, causal=True, loads=loads)
-        self._family.prefill(self._root, tape, shape, workload.image_tokens)
-        self._note_sampling(tape, workload.seq_len)
-        return simulate(tape.sequence, self._curves, self._host)
+        tape = Tape(self._policy)
+        self._note_sampling(tape, self._workload.seq_len)
+        executed = map(_executed, self._work.prefill)
+        return simulate(chain(executed, tape.sequence), self._curves, self._host)
 
     def decode(self) -> TimedStage:
         """All decode forwards, from a few that are simulated."""
@@ -154,6 +166,17 @@ class _Bench:
                 length=length,
                 ngram=self._workload.no_repeat_ngram_size,
             )
+
+
+def _executed(moment: Moment) -> Moment:
+    """Causal attention of a prompt as its kernel runs it, whatever of it was counted."""
+    if moment.steps is None or all(call.operator is not sdpa for call in moment.steps.calls):
+        return moment
+    calls = tuple(
+        attrs.evolve(call, kwargs=call.kwargs | {"counted": "triangle"}) if call.operator is sdpa else call
+        for call in moment.steps.calls
+    )
+    return moment._replace(steps=attrs.evolve(moment.steps, calls=calls))
 
 
 def _weights(chosen: Counts, lengths: Counts) -> list[float]:
