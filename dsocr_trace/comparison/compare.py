@@ -15,8 +15,8 @@ from dsocr_trace.comparison.spread import (
     device_samples,
     differences,
     drifts,
-    own_walls,
     stage_samples,
+    traced_walls,
     wall_samples,
 )
 from dsocr_trace.report.rows import STAGES
@@ -154,7 +154,7 @@ def _side(run: Run) -> _Side:
     groups = attribution.groupby(_KEYS)
     figures = groups[["calls", "event_count", *_TIMES, *_WORK]].sum(min_count=1)
     rows = figures.assign(module_class=groups["module_class"].first()).reset_index()
-    walls = own_walls(run.calls)
+    walls = traced_walls(run.calls)
     totals = run.pages[run.pages["page"] == TOTAL].set_index("stage")
     forwards = int(totals.loc["decode", "forwards"])
     wall = wall_samples(walls, forwards)

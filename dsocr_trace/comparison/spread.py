@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from dsocr_trace.runs.gap import own_walls
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -101,7 +103,7 @@ def evidence(first: Samples, second: Samples, stage: str) -> str | None:
     return None
 
 
-def own_walls(calls: pd.DataFrame) -> pd.DataFrame:
+def traced_walls(calls: pd.DataFrame) -> pd.DataFrame:
     """Calls of the traced generations with ``repeat`` and ``wall_self_ns``: host time without the calls that it made.
 
     Parameters
@@ -110,15 +112,13 @@ def own_walls(calls: pd.DataFrame) -> pd.DataFrame:
         The run's ``calls``.
     """
     traced = calls[calls["pass"].str.startswith("traced")]
-    wall = traced["end_ns"] - traced["start_ns"]
-    inside = wall.groupby(traced["parent_call_id"]).sum()
     # "traced", "traced-2", ..., "traced-10".
     repeat = pd.to_numeric(traced["pass"].str.partition("-")[2], errors="coerce").fillna(1).astype("int64")
-    return traced.assign(repeat=repeat, wall_self_ns=wall - traced["call_id"].map(inside).fillna(0).astype("int64"))
+    return traced.assign(repeat=repeat, wall_self_ns=own_walls(traced))
 
 
 def wall_samples(walls: pd.DataFrame, forwards: int) -> Samples:
-    """Own host time of each module, from `own_walls`; a step's is the mean over the repeats."""
+    """Own host time of each module, from `traced_walls`; a step's is the mean over the repeats."""
     repeats = _by(walls, ["repeat"], "wall_self_ns")
     decode = walls[walls["stage"] == "decode"]
     calls = decode.groupby([*_KEYS, "repeat"])["wall_self_ns"]

@@ -13,7 +13,7 @@ import pytest
 
 from analytic.errors import InputError
 from dsocr_trace.comparison.compare import DRIFTED, FASTER, GONE, NEW, SLOWER, UNKNOWN, WITHIN, compare
-from dsocr_trace.comparison.spread import CONFIDENCE, Samples, differences, drifts, own_walls, wall_samples
+from dsocr_trace.comparison.spread import CONFIDENCE, Samples, differences, drifts, traced_walls, wall_samples
 from dsocr_trace.report.comparison import RENDERERS, comparison_json, sections
 from dsocr_trace.runs.store import Run
 
@@ -99,7 +99,7 @@ def test_own_time_is_what_the_calls_within_did_not_take():
             "start_ns": [0, 10, 20, 0], "end_ns": [100, 70, 50, 1000],
         }
     )  # fmt: skip
-    assert own_walls(calls)["wall_self_ns"].tolist() == [40, 30, 30]
+    assert traced_walls(calls)["wall_self_ns"].tolist() == [40, 30, 30]
 
 
 def test_repeats_stand_in_their_order():
@@ -110,7 +110,7 @@ def test_repeats_stand_in_their_order():
             "module_path": "m", "start_ns": 0, "end_ns": range(11),
         }
     )  # fmt: skip
-    assert wall_samples(own_walls(calls), forwards=0).repeats.loc[("prefill", "m")].tolist() == list(range(11))
+    assert wall_samples(traced_walls(calls), forwards=0).repeats.loc[("prefill", "m")].tolist() == list(range(11))
 
 
 def test_a_call_that_the_machine_disturbed_does_not_count_in_decode():
@@ -121,7 +121,7 @@ def test_a_call_that_the_machine_disturbed_does_not_count_in_decode():
             "end_ns": [10, 11, 12, 13, 9000, 20, 21, 22, 23, 24],
         }
     )  # fmt: skip
-    found = wall_samples(own_walls(calls), forwards=5)
+    found = wall_samples(traced_walls(calls), forwards=5)
     assert found.repeats.loc[("decode", "m")].tolist() == [5 * 12, 5 * 22]
     assert found.steps.loc[("decode", "m")].tolist() == [15, 16, 17, 18, (9000 + 24) / 2]
 
