@@ -121,7 +121,7 @@ def load_calibration(path: Path) -> Calibration:
     if not path.is_file():
         raise InputError(f"no calibration {path}; {again}")
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()  # `read_table` would load pandas
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"calibration {path} cannot be read: {' '.join(str(error).split())}; {again}") from error
     told = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
