@@ -73,7 +73,11 @@ class TimedPart:
     @property
     def bound(self) -> Cause | None:
         """What most of its time waits for; None where it takes none."""
-        return max(self.by_cause, key=self.by_cause.__getitem__, default=None)
+        return _largest(self.by_cause)
+
+
+def _largest(by_cause: Mapping[Cause, float]) -> Cause | None:
+    return max(by_cause, key=by_cause.__getitem__, default=None)
 
 
 @attrs.frozen
@@ -396,7 +400,7 @@ class _Sum:
         return {
             **dict(zip(COST_COLUMNS, self.costs, strict=True)),
             **times,
-            "bound": max(self.by_cause, key=self.by_cause.__getitem__, default=None),
+            "bound": _largest(self.by_cause),
             "source": "extrapolated" if device.source == "calibrated" and is_beyond else device.source,
             "activation_peak_bytes": self.peak_bytes,
         }
@@ -405,11 +409,10 @@ class _Sum:
 def _check_conserved(prediction: Prediction) -> None:
     """Check that the modules' own costs, summed up the tree, give everything that was evaluated."""
     nothing = np.zeros(len(COST_COLUMNS), dtype=np.int64)
-    numbers = [np.array(list(done.operation.cost.columns().values()), dtype=np.int64) for done in prediction.operations]
     own: dict[str, Counts] = {}
-    for predicted, columns in zip(prediction.operations, numbers, strict=True):
-        path = predicted.operation.module_path
-        own[path] = own.get(path, nothing) + columns
-    root, everything = subtree_totals(prediction.work.tree, own, nothing)[""], np.sum([nothing, *numbers], axis=0)
-    if not np.array_equal(root, everything):
-        raise DsocrTraceError(f"the module tree sums up to {root.tolist()}, its operators to {everything.tolist()}")
+    for (_, path), done in prediction.sums.items():
+        own[path] = own.get(path, nothing) + np.array(done.costs, dtype=np.int64)
+    root = subtree_totals(prediction.work.tree, own, nothing)[""].tolist()
+    everything = list(total(done.operation.cost for done in prediction.operations).columns().values())
+    if root != everything:
+        raise DsocrTraceError(f"the module tree sums up to {root}, its operators to {everything}")

@@ -71,11 +71,6 @@ class Spent:
         for cause, nanoseconds in other.by_cause.items():
             self.by_cause[cause] += nanoseconds * times
 
-    @property
-    def bound(self) -> Cause | None:
-        """What most of the wall time waits for, or, where it is all hidden, what keeps the device busy."""
-        return max(self.by_cause, key=self.by_cause.__getitem__, default=None)
-
 
 @attrs.frozen
 class Timeline:

@@ -16,7 +16,7 @@ from dsocr_trace.runs.invariants import check_conservation, check_totals
 from dsocr_trace.runs.ledger import attribution_table
 from dsocr_trace.runs.schemas import ATTRIBUTION, PREDICTIONS, RECORDED_KERNELS
 from hooks.attribution import UNCLASSIFIED, attribute_to_ranges
-from hooks.categories import kernel_families, operator_categories
+from hooks.categories import kernel_families, operator_categories, unknown_names
 from hooks.columns import CODED, NONE, ints, plain
 from hooks.errors import NothingRecordedError, TraceError
 from hooks.intervals import NEVER, innermost, shared_codes
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Name of the pass in tables of a foreign trace.
 RECORDED: Final = "recorded"
+#: Unknown names that are told one by one, and how many characters of each.
+_LISTED: Final = 5
+_SHOWN: Final = 100
 #: Texts are written out in pieces of this many rows: Arrow's limit for one piece is 2 GiB.
 _PIECE_ROWS: Final = 1 << 18
 #: What an event takes from its call.
@@ -146,12 +149,23 @@ def attribute_recording(recording: Recording, modules: pd.DataFrame | None = Non
     kernels = _kernels(recording, recorded)
     table = _table(recorded, kernels, pd.DataFrame(columns=PREDICTIONS.names))
     check_conservation(table, _sums(kernels).assign(call_id=kernels["call_id"].to_pandas()))
-    notes = [*recording.notes, *recorded.notes]
+    notes = [*recording.notes, *recorded.notes, *_unknown(recording.events)]
     if recorded.is_tree:
         check_totals(table)
     elif table["measured_total_ns"].isna().any():
         notes.append("ranges overlap without one holding the other: only own times are told, no totals")
     return Attribution(recording, recorded, kernels, table, tuple(notes))
+
+
+def _unknown(recorded: pa.Table) -> list[str]:
+    """Say which names no rule knows, the longest time first."""
+    unknown = unknown_names(recorded["name"], recorded["duration_ns"])
+    if not unknown.num_rows:
+        return []
+    names = ", ".join(repr(name[:_SHOWN]) for name in unknown["name"][:_LISTED].to_pylist())
+    rest = f" and {unknown.num_rows - _LISTED} more" if unknown.num_rows > _LISTED else ""
+    events = pc.sum(unknown["event_count"])
+    return [f"{events} events are of kernel family `other`, since no rule knows their names: {names}{rest}"]
 
 
 def _nothing(recording: Recording) -> str:

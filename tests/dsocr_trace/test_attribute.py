@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -257,6 +258,18 @@ def test_the_sums_are_checked(monkeypatch):
     monkeypatch.setattr(attribute, "attribution_table", lambda *given: whole(*given[:2], given[2].iloc[1:], given[3]))
     with pytest.raises(BrokenInvariantError, match="the ledger holds"):
         attribute_recording(recording([("a", 0, 10)], [(1, 1), (2, 2)]))
+
+
+def test_names_that_no_rule_knows_are_told_the_longest_time_first():
+    known = recording([("a", 0, 100)], [(10, 5), (20, 7), (30, 9)])
+    assert not any("no rule" in note for note in attribute_recording(known).notes)
+    names = pa.array(["gemm", "qqq", "x" * 500])
+    place = known.events.schema.get_field_index("name")
+    field = known.events.schema.field(place)
+    unknown = attrs.evolve(known, events=known.events.set_column(place, field, names.cast(field.type)))
+    (note,) = [note for note in attribute_recording(unknown).notes if "no rule" in note]
+    assert note.startswith("2 events ")
+    assert note.endswith(f"'{'x' * 100}', 'qqq'")
 
 
 def test_events_without_any_range_are_refused_and_counters_are_not(refused, tmp_path):
