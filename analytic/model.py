@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
@@ -212,14 +213,21 @@ def _loads(counts: Mapping[int, Counts]) -> dict[int, CountedLoad]:
 
 
 def _read(stage: Stage, tape: Tape) -> Iterator[Operation]:
+    # Equal layers share their steps, so most sums are needed many times.
+    summed = functools.cache(_summed)
     for (path, name), operator in tape.operators.items():
+        runs = tuple(operator.runs)
         yield Operation(
             stage=stage,
             module_path=path,
             name=name,
             operator_category=operator.operator_category,
             compute_dtype=operator.compute_dtype,
-            calls=sum(calls for calls, _ in operator.runs),
-            cost=total(steps.cost.over(calls) for calls, steps in operator.runs),
-            runs=tuple(operator.runs),
+            calls=sum(calls for calls, _ in runs),
+            cost=summed(runs),
+            runs=runs,
         )
+
+
+def _summed(runs: tuple[tuple[int, Steps], ...]) -> Cost:
+    return total(steps.cost.over(calls) for calls, steps in runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from functools import cached_property
 from operator import add, attrgetter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from analytic.hardware import Hardware
     from analytic.layers.base import Policy
     from analytic.model import Model
+    from analytic.operators import Steps
     from analytic.routing import Counts, Plan, Routing
     from analytic.timing.calibration import Calibration
     from analytic.timing.clocks import Cause, Spent
@@ -240,11 +242,12 @@ def predict(
         workload = attrs.evolve(workload, max_new_tokens=new_tokens)
     work = operations(model, workload, policy=policy, routing=routing, kv_lengths=kv_lengths)
     timed = time_workload(model, workload, work, device, policy=policy)
+    # Equal layers share their steps, so most of these times are needed many times.
+    at_the_peaks = functools.cache(functools.partial(_device_time, hardware=device.hardware))
     predicted = []
     for operation in work.operations:
         spent = timed[operation.stage].places[operation.module_path, operation.name]
-        runs = ((calls, steps.cost) for calls, steps in operation.runs)
-        datasheet_ns = device_time(runs, device.hardware, operation.compute_dtype)
+        datasheet_ns = at_the_peaks(operation.runs, operation.compute_dtype)
         predicted.append(PredictedOperation(_times(spent, datasheet_ns), spent.by_cause, operation))
     calls = {(stage, path): timed[stage].places[path, ""] for stage, path in work.calls}
     sampling = {stage: done.own(SAMPLING) for stage, done in timed.items() if done.samples}
@@ -257,6 +260,10 @@ def predict(
     )
     _check_conserved(prediction)
     return prediction
+
+
+def _device_time(runs: tuple[tuple[int, Steps], ...], dtype: str, *, hardware: Hardware) -> int:
+    return device_time(((calls, steps.cost) for calls, steps in runs), hardware, dtype)
 
 
 def _times(spent: Spent, datasheet_ns: int = 0) -> Times:
@@ -361,6 +368,7 @@ def _flops(cost: Cost) -> int:
     return flops
 
 
+_costs_of: Final = attrgetter(*COST_COLUMNS)
 _times_of: Final = attrgetter(*TIME_COLUMNS)
 
 
@@ -382,7 +390,7 @@ class _Sum:
     def add_operation(self, predicted: PredictedOperation) -> None:
         """Take in an operation."""
         self.add(predicted)
-        self.costs = list(map(add, self.costs, predicted.operation.cost.columns().values()))
+        self.costs = list(map(add, self.costs, _costs_of(predicted.operation.cost)))
         self.peak_bytes = max(self.peak_bytes, predicted.operation.activation_peak_bytes)
 
     def include(self, other: _Sum) -> None:
@@ -413,6 +421,7 @@ def _check_conserved(prediction: Prediction) -> None:
     for (_, path), done in prediction.sums.items():
         own[path] = own.get(path, nothing) + np.array(done.costs, dtype=np.int64)
     root = subtree_totals(prediction.work.tree, own, nothing)[""].tolist()
-    everything = list(total(done.operation.cost for done in prediction.operations).columns().values())
+    costs = (_costs_of(done.operation.cost) for done in prediction.operations)
+    everything = [sum(column) for column in zip(*costs, strict=True)]
     if root != everything:
         raise DsocrTraceError(f"the module tree sums up to {root}, its operators to {everything}")

@@ -108,7 +108,9 @@ class CountedLoad:
             tokens = self.counts[:, expert]
             tokens = tokens[tokens > 0]
             if tokens.size:
-                yield expert, tokens.size, tokens
+                # A plain number where all forwards are alike: then the sizes of many experts are equal.
+                alike = (tokens == tokens[0]).all()
+                yield expert, tokens.size, int(tokens[0]) if alike else tokens
 
 
 def _as_rows(counts: Mapping[int, npt.ArrayLike]) -> dict[int, Counts]:

@@ -1,10 +1,10 @@
-"""Backtest: many short generations of one loaded model, each measured plain and traced, between two control points.
+"""Backtest: many short generations of one loaded model, each measured plain and traced, between readings of a control.
 
 A trial warms up with one prefill and one decode step. Then the same generation runs plain, which gives the walls of the
 stages: three times, of which the middle one counts, since one of them may meet a slow moment of the machine. And it
 runs traced, which gives the time of every module. Which of them goes first alternates from trial to trial. On a GPU the
-host's clock does not tell what a module takes: there it is the kernels of another generation, under the profiler. A
-control, a fixed matrix product and a fixed copy, is timed before and after: it tells whether the machine itself
+host's clock does not tell what a module takes: there it is the kernels of another generation, under the profiler.
+Around each of these the control is read (`stage_runners.calibration.control`): it tells whether the machine itself
 changed.
 """
 
@@ -24,6 +24,7 @@ import torch
 from hooks.attribution import UNCLASSIFIED, attribute
 from hooks.capture import EventCapture
 from hooks.tracer import PositionStages, Tracer
+from stage_runners.calibration.control import ControlPoint
 from stage_runners.generate import Generation
 from stage_runners.inputs import build_inputs
 from stage_runners.measurement import Repeat
@@ -32,7 +33,7 @@ from stage_runners.routing import RoutingRecorder
 from stage_runners.stage1 import VISION_SUBTREES, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pyarrow as pa
     from torch import nn
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
     from stage_runners.inputs import ModelInputs
     from stage_runners.measurement import RoutingCounts
 
-#: The control: a product of this side in fp32, a copy that moves these bytes, and how often each is timed.
-CONTROL_SIDE: Final = 512
-CONTROL_BYTES: Final = 1 << 24
-_CONTROL_READINGS: Final = 41
 _WARM_UP_TOKENS: Final = 2
 #: Plain generations of a trial.
 _PLAIN: Final = 3
@@ -70,14 +67,6 @@ class Trial:
     seed: int
 
 
-@attrs.frozen
-class Control:
-    """Median times of the control, in ns."""
-
-    product_ns: int
-    copy_ns: int
-
-
 @attrs.frozen(eq=False)
 class MeasuredTrial:
     """What a trial took.
@@ -96,8 +85,8 @@ class MeasuredTrial:
         The same by stage, outside every module.
     routing
         What the routers chose.
-    before, after
-        The control.
+    control
+        Each of its times in ns: the median over the points before, between and after the generations.
     """
 
     trial: Trial
@@ -106,46 +95,7 @@ class MeasuredTrial:
     own_ns: Mapping[tuple[str, str], int]
     between_ns: Mapping[str, int]
     routing: RoutingCounts
-    before: Control
-    after: Control
-
-
-def middle(readings: Sequence[Control]) -> Control:
-    """Median of each of the control's times."""
-    times = np.median([attrs.astuple(reading) for reading in readings], axis=0)
-    return Control(*(int(nanoseconds) for nanoseconds in times))
-
-
-class ControlPoint:
-    """Work of which only the machine decides how long it takes.
-
-    Parameters
-    ----------
-    device
-        Where it runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._left, self._right = (torch.ones(CONTROL_SIDE, CONTROL_SIDE, device=device) for _ in range(2))
-        self._source, self._target = (torch.ones(CONTROL_BYTES // 8, device=device) for _ in range(2))
-
-    def read(self) -> Control:
-        """Time it now."""
-        return Control(
-            product_ns=self._median(lambda: torch.mm(self._left, self._right)),
-            copy_ns=self._median(lambda: self._target.copy_(self._source)),
-        )
-
-    def _median(self, call: Callable[[], object]) -> int:
-        times = []
-        for _ in range(_CONTROL_READINGS):
-            start = time.perf_counter_ns()
-            call()
-            _wait(self._device)
-            times.append(time.perf_counter_ns() - start)
-        # The first few wake up threads and fill caches.
-        return int(np.median(times[_CONTROL_READINGS // 4 :]))
+    control: Mapping[str, float]
 
 
 def run_trials(
@@ -181,7 +131,7 @@ class _Bench:
         self._model, self._decoder = model, decoder
         weights = next(model.parameters())
         self._device, self._dtype = weights.device, weights.dtype
-        self._control = ControlPoint(self._device)
+        self._control = ControlPoint(self._device, str(self._dtype).removeprefix("torch."))
         subtrees = dict.fromkeys(VISION_SUBTREES, "vision")
         self._routing = RoutingRecorder(model, decoder.routed_experts)
         self._tracer = Tracer(
@@ -193,7 +143,7 @@ class _Bench:
         inputs = build_inputs(page, trial.workload, self._decoder, seed=trial.seed).to(self._device, self._dtype)
         self._generate(inputs, min(_WARM_UP_TOKENS, trial.workload.max_new_tokens))
         gc.collect()
-        before, plain = self._control.read(), []
+        controls, plain = [self._control.read()], []
         self._tracer.clear()
         self._routing.clear()
         for traces in sorted([False] * _PLAIN + [True], reverse=traced_first):
@@ -204,11 +154,13 @@ class _Bench:
                 own_ns, between_ns = module_times(self._tracer.calls(), traced)
             else:
                 plain.append(repeat)
-        after, routing = self._control.read(), self._routing.counts()
+            controls.append(self._control.read())
+        routing = self._routing.counts()
         if self._device.type == "cuda":
             own_ns, between_ns = self.device_times(inputs)
         plain.sort(key=_total_ns)
-        return MeasuredTrial(trial, plain[_PLAIN // 2], traced, own_ns, between_ns, routing, before, after)
+        control = {name: float(np.median([point[name] for point in controls])) for name in controls[0]}
+        return MeasuredTrial(trial, plain[_PLAIN // 2], traced, own_ns, between_ns, routing, control)
 
     def device_times(self, inputs: ModelInputs) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
         """What the device runs in one more generation, in each module and outside of all, in ns."""

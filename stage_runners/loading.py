@@ -158,11 +158,13 @@ def _allocate(model: DeepseekOCRForCausalLM, dtype: torch.dtype, device: torch.d
     model.to(device=device, dtype=dtype)
 
 
-def _fill_seeded(model: nn.Module, seed: int) -> None:
+def _fill_seeded(model: DeepseekOCRForCausalLM, seed: int) -> None:
     """Norms become the identity, everything else is drawn from one pool of normal numbers.
 
     Drawing 3.3 billion numbers takes a minute; slices of a pool at random offsets take seconds. Cost does not depend
-    on the values, only routing does.
+    on the values, only routing does. Tokens have embeddings of unit variance, torch's own for `torch.nn.Embedding`:
+    smaller ones drown in what attention adds to all tokens alike, and then the routers send them all to the same few
+    experts. The published weights call nearly every expert on a page.
     """
     first = next(model.parameters())
     generator = torch.Generator(first.device).manual_seed(seed)
@@ -178,6 +180,7 @@ def _fill_seeded(model: nn.Module, seed: int) -> None:
                 parameter.fill_(1)
             else:
                 _fill_from_pool(parameter.view(-1), pool, int(torch.randint(_POOL_SIZE, (), generator=host)))
+    model.model.embed_tokens.weight.div_(_WEIGHT_STD)
 
 
 def _fill_from_pool(flat: torch.Tensor, pool: torch.Tensor, offset: int) -> None:

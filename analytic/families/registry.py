@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from analytic.config import read_config_json
@@ -10,6 +9,7 @@ from analytic.errors import DsocrTraceError, InputError
 from analytic.families.base import ModelFamily
 
 if TYPE_CHECKING:
+    from importlib import metadata
     from pathlib import Path
 
     from analytic.families.base import FamilyConfig
@@ -26,6 +26,8 @@ def families() -> dict[str, ModelFamily]:
     DsocrTraceError
         If a package announces something that cannot be loaded or is no family, or two announce the same name.
     """
+    from importlib import metadata  # noqa: PLC0415  takes its time to load
+
     found: dict[str, ModelFamily] = {}
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         family = _loaded(entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 #: A primitive gives its cost; an operator that runs as several gives those.
 Formula: TypeAlias = "Callable[..., Cost | Steps]"
+
+#: How many calls of different sizes are remembered of each operator: more than one model has.
+_REMEMBERED: Final = 1024
 
 
 class Operator:
@@ -34,9 +37,17 @@ class Operator:
         self.signature = inspect.signature(formula)
         self._formula = formula
         self._backward: Formula | None = None
+        # Typed, since True and 1 are equal.
+        self._remembered = functools.lru_cache(_REMEMBERED, typed=True)(self._evaluated)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Steps:
-        """Call it once, with these sizes."""
+        """Call it once, with these sizes; equal layers, which give the same sizes, share the same steps."""
+        try:
+            return self._remembered(*args, **kwargs)
+        except TypeError:  # an array is not hashable
+            return self._evaluated(*args, **kwargs)
+
+    def _evaluated(self, *args: Any, **kwargs: Any) -> Steps:
         found = self._formula(*args, **kwargs)
         parts = found if isinstance(found, Steps) else None
         cost = found if isinstance(found, Cost) else found.cost

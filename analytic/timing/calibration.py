@@ -23,7 +23,8 @@ class Sample:
     arguments
         What the formula is given, by parameter; dtypes by their names.
     device_ns
-        Median time on the device. A CPU is its own host: there it is the time of the whole call.
+        Median time on the device, in memory that is not new. A CPU is its own host: there it is the time of the whole
+        call.
     host_ns
         Median time until the call returns on the host; 0 on a CPU.
     spread

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
-import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,6 +29,7 @@ Place: TypeAlias = "tuple[str, str]"
 _VIEW: Final = "view"
 _LOOP: Final = "host_loop"
 _READ_BACK: Final = "to_host"
+_WITHOUT_KERNEL: Final = (_VIEW, _LOOP)
 
 
 @attrs.define
@@ -120,7 +120,7 @@ def simulate(sequence: Iterable[Moment], curves: Curves, host: HostCosts) -> Tim
             continue
         for _ in range(times):
             for call in moment.steps.calls:
-                for _ in range(int(np.asarray(call.times).item()) if call.operator.name not in {_VIEW, _LOOP} else 1):
+                for _ in range(1 if call.operator.name in _WITHOUT_KERNEL else int(call.times)):
                     clocks.run(spent, call)
     return clocks.timeline()
 

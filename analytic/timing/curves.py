@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = Literal["calibrated", "extrapolated", "roof"]
 Floats: TypeAlias = npt.NDArray[np.float64]
+#: Features of a sample, ratio of its time to its roof, and its time on the host.
+_Point: TypeAlias = "tuple[Floats, float, float]"
 
 #: Distance in doublings of a size at which a sample counts for 1/e.
 _REACH: Final = 1.5
 #: How far beyond the samples a size may lie, in doublings, and still count as measured.
 _MARGIN: Final = 0.5
 _NS_PER_S: Final = 1e9
-#: Share of a sample's time that is the operator's at the least, and not its new memory's.
-_LEAST_SHARE: Final = 0.1
 
 #: Whether attention is causal, how many neighbours an interpolation reads, how many operands go in, and whether their
 #: layouts differ: each is a kernel of its own.
@@ -89,13 +89,14 @@ class Curves:
         sizes = sorted(calibration.memory_bytes_per_s)
         self._copied = np.log2(np.array(sizes, dtype=np.float64))
         self._bandwidth = np.log2([calibration.memory_bytes_per_s[size] for size in sizes])
-        samples: dict[tuple[str, str, Any], list[Sample]] = {}
+        points: dict[tuple[str, str, Any], list[_Point]] = {}
         for sample in calibration.samples:
             operator, dtype, kernel = _kind(sample.operator, sample.arguments)
+            point = self._point(sample)
             # Also by the operator alone, for kernels without a sample of their own.
             for which in (kernel, None):
-                samples.setdefault((operator, dtype, which), []).append(sample)
-        self._curves = {key: self._curve(found) for key, found in samples.items()}
+                points.setdefault((operator, dtype, which), []).append(point)
+        self._curves = {key: _curve(found) for key, found in points.items()}
         self._known: dict[tuple[Any, ...], OperatorTime] = {}
 
     def time(self, call: OperatorCall) -> OperatorTime:
@@ -153,15 +154,10 @@ class Curves:
             )
         return peaks[dtype]
 
-    def _curve(self, samples: Sequence[Sample]) -> _Curve:
-        features, ratios, host = [], [], []
-        for sample in samples:
-            cost = cost_of(sample.operator, sample.arguments)
-            features.append(features_of(sample.operator, sample.arguments, cost))
-            alone = max(sample.device_ns - self._new_memory(cost), _LEAST_SHARE * sample.device_ns)
-            ratios.append(alone / self._roof(cost, sample.arguments)[0])
-            host.append(sample.host_ns)
-        return _Curve(np.log2(features), np.log(ratios), np.array(host))
+    def _point(self, sample: Sample) -> _Point:
+        cost = cost_of(sample.operator, sample.arguments)
+        ratio = sample.device_ns / self._roof(cost, sample.arguments)[0]
+        return features_of(sample.operator, sample.arguments, cost), ratio, sample.host_ns
 
 
 def _plain(value: Any) -> Any:
@@ -220,6 +216,11 @@ class _Curve:
         normal = weighted.T @ design + np.diag([0.0, *np.full(offset.shape[1], 1e-3)])
         answer = np.linalg.solve(normal, weighted.T @ np.column_stack([self.log_ratio, self.host_ns]))[0]
         return float(np.exp(answer[0])), max(float(answer[1]), 0.0), inside
+
+
+def _curve(points: Sequence[_Point]) -> _Curve:
+    features, ratios, host_ns = zip(*points, strict=True)
+    return _Curve(np.log2(features), np.log(ratios), np.array(host_ns))
 
 
 def _together(parts: Sequence[tuple[OperatorTime, float]]) -> OperatorTime:

@@ -132,7 +132,7 @@ class _Bench:
         lengths = self._work.kv_lengths
         if not lengths.size:
             return TimedStage(0.0, 0.0, {}, ())
-        chosen = np.unique(np.linspace(0, lengths.size - 1, min(_SIMULATED, lengths.size)).round().astype(np.int64))
+        chosen = np.linspace(0, lengths.size - 1, min(_SIMULATED, lengths.size)).round().astype(np.int64)
         timelines = [self._decode_forward(int(number)) for number in chosen]
         places: defaultdict[Place, Spent] = defaultdict(Spent)
         calls: defaultdict[str, float] = defaultdict(float)

@@ -25,8 +25,8 @@ from dsocr_trace.machine.calibrations import load_calibration, save_calibration
 from dsocr_trace.machine.environment import device_properties, git_commit, hardware_for, versions
 from dsocr_trace.runs.predictions import measured_routing
 from dsocr_trace.runs.store import FolderWriter
-from stage_runners.backtest import ControlPoint, middle, run_trials
-from stage_runners.calibration import calibrate
+from stage_runners.backtest import run_trials
+from stage_runners.calibration.apart import calibrate_apart
 from stage_runners.calibration.measure import Limits
 from stage_runners.devices import require_memory, resolve_device, resolve_dtype
 from stage_runners.estimator import MODES, Estimate, estimate
@@ -35,7 +35,7 @@ from stage_runners.loading import load_model, parameter_count
 from stage_runners.pages import synthetic_page
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -44,14 +44,12 @@ if TYPE_CHECKING:
     from analytic.hardware import Hardware
     from analytic.model import Model
     from analytic.timing.calibration import Calibration
-    from stage_runners.backtest import Control, MeasuredTrial, Trial
+    from stage_runners.backtest import MeasuredTrial, Trial
     from stage_runners.stage1 import Progress
 
 #: What a quick calibration may take: enough to see that everything works, not to judge the model.
 _QUICK_LIMITS: Final = Limits(look_s=4, total_s=10, call_s=0.01, large_call_s=0.02)
-#: Readings of the control on each side of the first calibration; their medians are the reference.
-_READINGS: Final = 3
-_CONTROLS: Final = ("product_before_ns", "copy_before_ns", "product_after_ns", "copy_after_ns")
+_CONTROLS: Final = ("product_ns", "row_ns", "copy_ns")
 
 
 def _columns(text: Sequence[str] = (), whole: Sequence[str] = (), real: Sequence[str] = ()) -> list[pa.Field]:
@@ -131,7 +129,7 @@ class Backtest:
     before, after
         Calibrations: predictions are from the first. There is no second one if the first was given as a file.
     reference
-        The control at the first calibration.
+        The control in the first calibration, in ns.
     tables
         By name, with the columns of `SCHEMAS`.
     properties
@@ -141,7 +139,7 @@ class Backtest:
     setup: Setup
     before: Calibration
     after: Calibration | None
-    reference: Control
+    reference: Mapping[str, float]
     tables: dict[str, pd.DataFrame]
     properties: dict[str, Any]
 
@@ -198,6 +196,11 @@ def _check_fits(calibration: Calibration, device: torch.device, dtype: str) -> N
     if dtype not in calibration.tensor_flops_per_s:
         choices = ", ".join(calibration.tensor_flops_per_s)
         raise InputError(f"the calibration has no {dtype}, only {choices}; choose another with --dtype")
+    if dtype not in calibration.state.get("control_ns", {}):
+        raise InputError(
+            "the calibration does not say how the control ran, so that nothing tells whether the machine has changed; "
+            "measure another with dsocr-trace calibrate, or leave out --calibration"
+        )
 
 
 def backtest(options: BacktestOptions, progress: Progress) -> tuple[Backtest, FolderWriter]:
@@ -241,7 +244,7 @@ def _default_output(setup: Setup) -> Path:
 
 
 def _measured(setup: Setup, progress: Progress) -> Backtest:
-    """Everything in one process: the model is loaded once, and nothing is run before it is predicted."""
+    """The model is loaded once, and nothing is run before it is predicted."""
     progress("load model", 0, 1)
     model = load_model(
         "builtin",
@@ -251,10 +254,8 @@ def _measured(setup: Setup, progress: Progress) -> Backtest:
         seed=setup.options.seed,
     )
     properties = {"device": device_properties(setup.device), "versions": versions(), "commit": git_commit()}
-    control = ControlPoint(setup.device)
-    readings = [control.read() for _ in range(_READINGS)]
     before = setup.given or _calibrated(setup, properties, progress)
-    reference = middle([*readings, *(control.read() for _ in range(_READINGS))])
+    reference = before.state["control_ns"][setup.policy.dtype]
     predicted = predictions(setup, before)
     measured = list(run_trials(model, setup.trials, setup.config.decoder, progress))
     after = None if setup.given else _calibrated(setup, properties, progress)
@@ -271,7 +272,7 @@ def _measured(setup: Setup, progress: Progress) -> Backtest:
 
 
 def _calibrated(setup: Setup, properties: dict[str, Any], progress: Progress) -> Calibration:
-    found = calibrate(
+    found = calibrate_apart(
         setup.device,
         [setup.policy.dtype],
         hardware=setup.hardware,
@@ -301,7 +302,7 @@ def _routed(setup: Setup, calibration: Calibration, one: MeasuredTrial) -> pd.Da
 
 
 def joined(
-    setup: Setup, measured: Sequence[MeasuredTrial], predicted: dict[int, pd.DataFrame], reference: Control
+    setup: Setup, measured: Sequence[MeasuredTrial], predicted: dict[int, pd.DataFrame], reference: Mapping[str, float]
 ) -> dict[str, pd.DataFrame]:
     """Predicted beside measured: the tables trials, stages and modules."""
     classes = {node.module_path: node.module_class for node in setup.model.tree} | {SAMPLING: SAMPLING}
@@ -340,9 +341,8 @@ def _stages(one: MeasuredTrial, modules: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(trial=one.trial.number)
 
 
-def _trial(one: MeasuredTrial, reference: Control) -> dict[str, Any]:
+def _trial(one: MeasuredTrial, reference: Mapping[str, float]) -> dict[str, Any]:
     workload = one.trial.workload
-    controls = (one.before.product_ns, one.before.copy_ns, one.after.product_ns, one.after.copy_ns)
     return {
         "trial": one.trial.number,
         "workload": workload.id,
@@ -353,8 +353,8 @@ def _trial(one: MeasuredTrial, reference: Control) -> dict[str, Any]:
         "seq_len": workload.seq_len,
         "max_new_tokens": workload.max_new_tokens,
         "batch_size": workload.batch_size,
-        "drift": drift(reference, one),
-        **dict(zip(_CONTROLS, controls, strict=True)),
+        "drift": drift(reference, one.control),
+        **{f"{name}_ns": round(nanoseconds) for name, nanoseconds in one.control.items()},
     }
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from analytic.timing.calibration import Calibration
-    from stage_runners.backtest import Control, MeasuredTrial
     from stage_runners.estimator import Estimate
 
 #: The bars: in at least this share of the accepted trials the total is within this of measured, at the median within
@@ -24,7 +23,7 @@ WITHIN: Final = 0.15
 SHARE: Final = 0.90
 MEDIAN: Final = 0.07
 CLASSES: Final = 0.20
-#: A trial is set aside if the control, before or after it, is further than this from what it was at the calibration.
+#: A trial is set aside if one of the control's times is further than this from what it was in the calibration.
 DRIFT: Final = 0.10
 
 #: What each level adds to the one before it.
@@ -42,12 +41,9 @@ _NAMES: Final = {
 }
 
 
-def drift(reference: Control, measured: MeasuredTrial) -> float:
-    """Largest relative change of the control around a trial."""
-    controls = (measured.before, measured.after)
-    products = [control.product_ns / reference.product_ns - 1 for control in controls]
-    copies = [control.copy_ns / reference.copy_ns - 1 for control in controls]
-    return max(*products, *copies, key=abs)
+def drift(reference: Mapping[str, float], control: Mapping[str, float]) -> float:
+    """Largest relative change of the control."""
+    return max((control[name] / reference[name] - 1 for name in reference), key=abs)
 
 
 def errors(predicted: pd.Series, measured: pd.Series) -> dict[str, float | int | None]:

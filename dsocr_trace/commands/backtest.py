@@ -29,7 +29,9 @@ from dsocr_trace.commands.common import debug_option, reported
     "--variant", default="deepseek-ocr-v1-base", show_default=True, metavar="ID", help="Size of the built-in model."
 )
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True, help="Of weights.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order, pages and prompts.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of workloads, order, pages and prompts."
+)
 @click.option("--quick", is_flag=True, help="A short calibration, four small workloads, three tokens; no verdict.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @debug_option

@@ -21,7 +21,6 @@ from analytic.hardware import Hardware
 from analytic.operators import OPERATORS
 from analytic.timing.calibration import Calibration, Sample
 from analytic.timing.curves import Curves, compute_dtype
-from dsocr_trace.exports.files import check_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from analytic.operators import OperatorCall
 
 #: Raised when a column, a key or a meaning changes.
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 SAMPLES: Final = pa.schema(
     [
@@ -99,6 +98,8 @@ def check_writable(path: Path, *, force: bool) -> None:
     InputError
         If it does not end in ``.parquet``, exists and `force` is not set, or its directory is missing.
     """
+    from dsocr_trace.exports.files import check_free  # noqa: PLC0415  reading does without all exports
+
     if path.suffix != ".parquet":
         raise InputError(f"{path} must end in .parquet; give the file another name with --output")
     check_free(path, force=force)

@@ -77,7 +77,7 @@ def summary(found: Backtest) -> dict[str, Any]:
         "started_at": setup.started_at.isoformat(timespec="seconds"),
         "hardware": {"name": setup.hardware.name, "provenance": setup.hardware.provenance},
         **found.properties,
-        "control": attrs.asdict(found.reference),
+        "control": dict(found.reference),
         "calibration": _calibrations(found),
         "tracer_overhead": _tracer_overhead(accepted),
         "interval": interval(accepted),
@@ -138,8 +138,8 @@ _EXPLAINED: Final = f"""## How to read it
   sum of all differences over the sum of measured. Bias: the same with signs.
 - Ceilings: by how much the calibrated roof is above the datasheet's. Shape: what the operators take above that roof at
   their sizes. Host: what the host adds. Unexplained: what is left.
-- A trial is set aside if the control, before or after it, was off by more than {DRIFT:.0%} from what it was at the
-  calibration.
+- A trial is set aside if the control, a product of many rows, one of a single row or a copy, was off by more than
+  {DRIFT:.0%} from what it was in the calibration.
 - Told routing: the same prediction, told how many tokens the routers gave each expert. It does not count for the
   verdict: before a run experts get equal shares.
 - Asked is: the total within {WITHIN:.0%} in at least {SHARE:.0%} of the accepted trials, at most {MEDIAN:.0%} off at

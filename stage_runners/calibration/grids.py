@@ -189,6 +189,11 @@ def _elementwise(dtype: str) -> list[Arguments]:
             (16, 64, dtype),
             (16, 2048, dtype),
             (16, 32_768, dtype),
+            # From 32 on a loop is vectorised.
+            (32, 16, dtype),
+            (32, 1024, dtype),
+            (32, 16_384, dtype),
+            (32, 131_072, dtype),
             (64, 256, dtype),
             (64, 4096, dtype),
             (64, 32_768, dtype),

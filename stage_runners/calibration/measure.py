@@ -79,7 +79,7 @@ class Task:
     ceiling
         Whether it shall show what the device can do at best.
     frequent
-        Whether a model does it all the time, so that its code is in the caches, whatever else is not.
+        Whether a model does it all the time, so that what it needs is at hand, whatever else is not.
     """
 
     group: str

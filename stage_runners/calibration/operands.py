@@ -20,7 +20,7 @@ _DRAWN: Final = 1 << 22
 #: Like weights of a model, so that no result overflows.
 _DEVIATION: Final = 0.02
 #: How often a walk through cold operands exceeds the last-level cache.
-_CACHES: Final = 2
+CACHES: Final = 2
 #: Most tensors of a walk.
 _MAX_COLD: Final = 1024
 #: Where Linux tells the sizes of the caches of the first core.
@@ -70,7 +70,7 @@ class Buffer:
         repeats = max(1, size // drawn.nbytes)
         self._bytes = drawn.repeat(repeats).view(torch.uint8)
         self.device = device
-        self.cold_bytes = _CACHES * last_level_cache_bytes(device)
+        self.cold_bytes = CACHES * last_level_cache_bytes(device)
 
     def view(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Contiguous tensor that begins `start` bytes into the buffer.
@@ -106,7 +106,7 @@ class Eviction:
 
     def __init__(self, buffer: Buffer, dtype: torch.dtype) -> None:
         # Each thread reads twice the second cache of its core.
-        wanted = _CACHES * _caches().get(2, _UNKNOWN_CACHES[2]) * torch.get_num_threads()
+        wanted = CACHES * _caches().get(2, _UNKNOWN_CACHES[2]) * torch.get_num_threads()
         size = min(wanted, buffer.size)
         shape = (size // (_STREAMED_WIDTH * dtype.itemsize), _STREAMED_WIDTH)
         self._weights = cycle(buffer.view(start, dtype, shape) for start in range(0, buffer.size - size + 1, size))

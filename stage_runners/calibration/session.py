@@ -13,20 +13,14 @@ import psutil
 import torch
 
 from analytic.timing.calibration import Calibration, Sample
+from stage_runners.calibration.control import control_buffer, control_tasks
 from stage_runners.calibration.executors import call_of
 from stage_runners.calibration.grids import grid
-from stage_runners.calibration.host import (
-    CONTROL_BYTES,
-    CONTROL_SIDE,
-    copy_tasks,
-    fill_tasks,
-    host_costs,
-    host_tasks,
-    product_tasks,
-)
+from stage_runners.calibration.host import copy_tasks, host_costs, host_tasks, product_tasks
 from stage_runners.calibration.measure import Limits, Task, affordable, collector_off, first_look, measure
-from stage_runners.calibration.operands import Buffer, Eviction
-from stage_runners.calibration.stopwatches import CpuStopwatch, CudaStopwatch
+from stage_runners.calibration.memory import fill_tasks, fresh_byte_ns, fresh_from_bytes, kept_memory
+from stage_runners.calibration.operands import Buffer
+from stage_runners.calibration.stopwatches import stopwatch_for
 from stage_runners.devices import available_bytes
 from stage_runners.telemetry import DeviceTelemetry
 
@@ -90,7 +84,7 @@ def calibrate(
     limits = limits or Limits(_LOOK_S * len(dtypes), _TOTAL_S * len(dtypes), _CALL_S, _LARGE_CALL_S)
     bench = _Bench(device, grid_of(dtypes) if points is None else points, dtypes)
     before = _machine()
-    with DeviceTelemetry(device) as telemetry, torch.no_grad(), collector_off():
+    with DeviceTelemetry(device) as telemetry, torch.no_grad(), collector_off(), kept_memory():
         stopwatch = bench.stopwatch()
         found = first_look(bench.tasks, stopwatch, limits, progress)
         left_s = limits.total_s - (time.monotonic() - clock)
@@ -103,6 +97,7 @@ def calibrate(
         # Long calls are in fewer by design.
         "rounds": min(len(timing.rounds) for task, timing in timings.items() if not task.large),
         "gpu": attrs.asdict(telemetry.state) if telemetry.state else None,
+        "control_ns": bench.control(timings),
     }
     noise = bench.noise(timings, state["rounds"])
     return Calibration(
@@ -133,7 +128,10 @@ class _Bench:
         self._buffer = Buffer(device, size)
         self._device, self._dtype = device, getattr(torch, (*dtypes, _FP32)[0])
         self._host = host_tasks(device)
-        self._fills = fill_tasks(device, self._buffer.size // 4)
+        self._fresh_from = fresh_from_bytes() if device.type == "cpu" else None
+        self._fills = {} if self._fresh_from is None else fill_tasks()
+        control = control_buffer(device)
+        self._control = {dtype: control_tasks(control, dtype) for dtype in dtypes}
         self._products = product_tasks(self._buffer, tuple(dict.fromkeys((*dtypes, _FP32))))
         self._copies = copy_tasks(self._buffer)
         self.points: dict[Task, Point] = {}
@@ -147,14 +145,13 @@ class _Bench:
     @property
     def tasks(self) -> list[Task]:
         """All of them, small ones first."""
+        controls = [task for tasks in self._control.values() for task in tasks.values()]
         device = (*self._host.values(), *self._fills.values(), *self._copies.values(), *self._products.values())
-        return [*device, *self.points]
+        return [*controls, *device, *self.points]
 
     def stopwatch(self) -> Stopwatch:
         """What takes the times on this device."""
-        if self._device.type == "cuda":
-            return CudaStopwatch(self._device)
-        return CpuStopwatch(Eviction(self._buffer, self._dtype))
+        return stopwatch_for(self._device, self._buffer, self._dtype)
 
     def read(self, timings: Mapping[Task, Timing]) -> dict[str, Any]:
         """Samples, host costs and ceilings."""
@@ -166,20 +163,30 @@ class _Bench:
             products[dtype] = max(products.get(dtype, 0.0), 2e9 * side**3 / timing.fastest_ns)
         return {
             "samples": samples,
-            "host": host_costs(_known(self._host, timings), _known(self._fills, timings), self._device.type),
+            "host": attrs.evolve(host_costs(_known(self._host, timings), self._device.type), **self._fresh(timings)),
             "tensor_flops_per_s": products,
             "memory_bytes_per_s": {
                 moved: 1e9 * moved / timing.fastest_ns for moved, timing in _known(self._copies, timings).items()
             },
         }
 
+    def _fresh(self, timings: Mapping[Task, Timing]) -> dict[str, Any]:
+        if self._fresh_from is None:
+            return {}
+        fills = _known(self._fills, timings)
+        return {"fresh_byte_ns": fresh_byte_ns(fills), "fresh_from_bytes": self._fresh_from}
+
+    def control(self, timings: Mapping[Task, Timing]) -> dict[str, dict[str, float]]:
+        """Times of the control over the whole calibration, in ns, by dtype and task."""
+        return {
+            dtype: {name: timings[task].device_ns for name, task in tasks.items()}
+            for dtype, tasks in self._control.items()
+        }
+
     def noise(self, timings: Mapping[Task, Timing], rounds: int) -> dict[str, Any]:
         """How far the readings of so many rounds can be trusted."""
-        controls = [
-            *(self._products[key] for key in self._products if key[1] == CONTROL_SIDE),
-            self._copies[CONTROL_BYTES],
-        ]
-        drift = max((timings[task].drift for task in controls), key=abs)
+        control = [task for tasks in self._control.values() for task in tasks.values()]
+        drift = max((timings[task].drift for task in control), key=abs)
         spread = float(np.median([timing.spread for timing in timings.values()]))
         noisy = spread > NOISY_SPREAD or abs(drift) > NOISY_DRIFT or rounds < LEAST_ROUNDS
         return {"noisy": noisy, "median_spread": round(spread, 4), "control_drift": round(drift, 4)}

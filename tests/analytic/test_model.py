@@ -238,6 +238,13 @@ def test_calls() -> None:
     assert sum(count for (stage, _), count in whole.items() if stage != "decode") == 4_020 + 48
 
 
+def test_equal_layers_are_evaluated_once() -> None:
+    """Experts, layers and views are alike: most of what runs has been evaluated before."""
+    work = operations(MODEL, CROPPED, policy=POLICY)
+    steps = [id(steps) for operation in work.operations for _, steps in operation.runs]
+    assert len(steps) > 10 * len(set(steps))
+
+
 def test_never_called_modules_are_absent() -> None:
     called = {path for _, path in operations(MODEL, CROPPED, policy=POLICY).calls}
     absent = Counter(node.module_class for node in TREE if node.module_path not in called)

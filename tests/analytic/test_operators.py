@@ -173,6 +173,13 @@ def test_a_larger_size_costs_no_less(operator: Operator, direction: str, data: s
 
 
 @each_operator
+@given(data=st.data())
+def test_equal_calls_are_evaluated_once(operator: Operator, data: st.DataObject) -> None:
+    (shape,) = data.draw(shapes(operator))
+    assert operator(**shape) is operator(**shape)
+
+
+@each_operator
 @given(data=st.data(), times=SIZES)
 def test_steps_add_up(operator: Operator, data: st.DataObject, times: int) -> None:
     one, other = data.draw(shapes(operator, count=2))

@@ -146,8 +146,9 @@ def test_planned_counts_are_the_groups_of_the_plan(
             assert sorted(row[row > 0].tolist(), reverse=True) == expected
         grouped = [(int(n), int(each)) for _, n, each in PlannedLoad(how, in_forward, sizes).groups(1) if n]
         assert [each for n, each in grouped for _ in range(n)] == expected
-    every = [tokens for _, _, tokens in CountedLoad(routing.decode[1]).groups(len(forwards))]
-    assert sum(int(tokens.sum()) for tokens in every) == len(forwards) * batch * sizes.per_token
+    groups = CountedLoad(routing.decode[1]).groups(len(forwards))
+    every = sum(int(np.broadcast_to(tokens, n).sum()) for _, n, tokens in groups)
+    assert every == len(forwards) * batch * sizes.per_token
 
 
 def test_the_worst_prefill_by_hand() -> None:

@@ -42,20 +42,20 @@ from dsocr_trace.backtests.errors import (
 )
 from dsocr_trace.backtests.evidence import load_evidence
 from dsocr_trace.backtests.predictions import LEVELS, ROUTED, predict_trial
-from dsocr_trace.backtests.trials import LEAST_WORKLOADS, TRIALS, WORKLOADS, plan_trials
+from dsocr_trace.backtests.trials import LEAST_WORKLOADS, TRIALS, draw_workloads, plan_trials
 from dsocr_trace.machine.calibrations import load_calibration, save_calibration
 from hooks.tables import CALLS
 from hooks.tracer import wrapped_modules
-from stage_runners.backtest import Control, MeasuredTrial, Trial, _Bench, own_times, run_trials
+from stage_runners.backtest import Trial, _Bench, own_times, run_trials
 from stage_runners.devices import require_memory
 from stage_runners.estimator import MODES, Estimate, estimate
 from stage_runners.inputs import build_inputs
 from stage_runners.loading import load_model
-from stage_runners.measurement import Repeat, RoutingCounts
 from stage_runners.pages import synthetic_page
 
 TINY = "deepseek-ocr-v1-tiny"
 SMALL = Workload("small", 600, 700, 9, 4, base_size=512, image_size=320, tile_grid=(1, 2))
+CONTROL = {"product": 1000.0, "row": 1000.0, "copy": 1000.0}
 PROCESSOR = Calibration(
     device="A processor",
     kind="cpu",
@@ -73,6 +73,7 @@ PROCESSOR = Calibration(
     tensor_flops_per_s={"bfloat16": 1.5e11, "float32": 4e10},
     memory_bytes_per_s={4096: 2e10, 1 << 24: 1e11},
     measured_at="2026-01-02T03:04:05+00:00",
+    state={"control_ns": {"bfloat16": CONTROL}},
 )
 
 
@@ -87,10 +88,7 @@ def tiny():
 def test_a_full_backtest_runs_every_workload_twice_in_an_order_of_its_own() -> None:
     trials = plan_trials(None, seed=0, quick=False)
     assert len(trials) == TRIALS
-    assert len({trial.workload for trial in trials}) >= LEAST_WORKLOADS
-    assert {workload.grid for workload in WORKLOADS} >= {None, (1, 2), (2, 2), (3, 2)}
-    assert {workload.batch_size for workload in WORKLOADS} == {1, 2}
-    assert len({workload.id for workload in WORKLOADS}) == len(WORKLOADS)
+    assert {trial.workload for trial in trials} == set(draw_workloads(0))
     # No two trials are the same work: the second of a workload has another page and another prompt.
     assert len({(trial.workload, trial.seed) for trial in trials}) == TRIALS
     other = plan_trials(None, seed=1, quick=False)
@@ -98,7 +96,29 @@ def test_a_full_backtest_runs_every_workload_twice_in_an_order_of_its_own() -> N
     assert sorted(trial.number for trial in other) == sorted(trial.number for trial in trials) == list(range(TRIALS))
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.id)
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_every_draw_covers_the_ranges(seed) -> None:
+    workloads = draw_workloads(seed)
+    assert len({workload.id for workload in workloads}) == len(workloads) >= LEAST_WORKLOADS
+    assert {workload.grid for workload in workloads} >= {None, (1, 2), (2, 1), (2, 2), (3, 2)}
+    assert {workload.base_size for workload in workloads} == {512, 640, 1024}
+    assert {workload.image_size for workload in workloads} == {512, 640}
+    assert sorted(workload.batch_size for workload in workloads) == [1] * 9 + [2]
+    for values, least, most in (
+        ([workload.text_tokens for workload in workloads], 10, 700),
+        ([workload.max_new_tokens for workload in workloads], 8, 48),
+    ):
+        edges = [least * (most / least) ** (place / 10) for place in range(11)]
+        for value, low, high in zip(sorted(values), edges, edges[1:], strict=False):
+            assert round(low) <= value <= round(high)
+
+
+def test_another_seed_draws_other_workloads() -> None:
+    assert draw_workloads(3) == draw_workloads(3)
+    assert {workload.id for workload in draw_workloads(3)}.isdisjoint(workload.id for workload in draw_workloads(4))
+
+
+@pytest.mark.parametrize("workload", draw_workloads(0), ids=lambda workload: workload.id)
 def test_every_workload_fits_the_full_model(workload) -> None:
     config = variant_config(DEFAULT_VARIANT)
     inputs = build_inputs(synthetic_page(workload, seed=0), workload, config.decoder, seed=0)
@@ -106,10 +126,10 @@ def test_every_workload_fits_the_full_model(workload) -> None:
     require_memory(config, workload, parameters=0, dtype=torch.bfloat16, device=torch.device("cpu"))
 
 
-def test_a_quick_one_takes_the_cheapest() -> None:
+def test_a_quick_one_takes_pages_without_tiles() -> None:
     trials = plan_trials(None, seed=0, quick=True)
-    assert {trial.workload.id for trial in trials} == {workload.id for workload in WORKLOADS[: len(trials)]}
-    assert all(trial.workload.max_new_tokens < 4 for trial in trials)
+    assert len({trial.workload for trial in trials}) == len(trials) > 1
+    assert all(trial.workload.grid is None and trial.workload.max_new_tokens < 4 for trial in trials)
 
 
 def test_what_modules_take_adds_up_to_the_walls_and_nothing_stays_behind(tiny) -> None:
@@ -132,7 +152,7 @@ def test_what_modules_take_adds_up_to_the_walls_and_nothing_stays_behind(tiny) -
             assert counts.sum() == SMALL.seq_len * experts.experts_per_token
         for counts in one.routing.decode.values():
             assert counts.sum(axis=1).tolist() == [experts.experts_per_token] * (SMALL.max_new_tokens - 1)
-        assert min(*attrs.astuple(one.before), *attrs.astuple(one.after)) > 0
+        assert min(one.control.values()) > 0
     assert not wrapped_modules(tiny)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.modules())
 
@@ -260,24 +280,17 @@ def test_without_measurements_there_are_no_errors() -> None:
     }  # fmt: skip
 
 
-def control(product: int, copy: int) -> Control:
-    return Control(product, copy)
-
-
 @pytest.mark.parametrize(
-    ("before", "after", "expected"),
+    ("control", "expected"),
     [
-        (control(100, 100), control(100, 100), 0.0),
-        (control(105, 100), control(100, 80), -0.2),
-        (control(100, 100), control(130, 100), 0.3),
-        (control(100, 88), control(111, 100), -0.12),
+        ({"product": 100, "row": 100, "copy": 100}, 0.0),
+        ({"product": 105, "row": 100, "copy": 80}, -0.2),
+        ({"product": 100, "row": 130, "copy": 100}, 0.3),
+        ({"product": 88, "row": 100, "copy": 111}, -0.12),
     ],
 )
-def test_drift_is_the_largest_change_of_any_control(before, after, expected) -> None:
-    repeat = Repeat(1, 1, (1,))
-    none = RoutingCounts({}, {})
-    one = MeasuredTrial(Trial(0, SMALL, 0), repeat, repeat, {}, {}, none, before, after)
-    assert drift(control(100, 100), one) == pytest.approx(expected)
+def test_drift_is_the_largest_change_of_any_control(control, expected) -> None:
+    assert drift(dict.fromkeys(("product", "row", "copy"), 100.0), control) == pytest.approx(expected)
 
 
 def tables(seed: int = 0, factor: float = 1.0, noise: float = 0.0, count: int = 20):
@@ -416,7 +429,7 @@ def test_calibrations_are_compared_over_what_both_have() -> None:
 @pytest.fixture
 def steady(monkeypatch) -> None:
     """A machine whose control never changes, whatever else runs on it."""
-    monkeypatch.setattr("stage_runners.backtest.ControlPoint.read", lambda _: Control(1000, 1000))
+    monkeypatch.setattr("stage_runners.backtest.ControlPoint.read", lambda _: dict(CONTROL))
 
 
 @pytest.fixture
@@ -471,10 +484,10 @@ def test_without_one_the_device_is_calibrated_before_and_after(invoke, monkeypat
 
     def calibrated(device, dtypes, **_):
         assert (device.type, dtypes) == ("cpu", ["bfloat16"])
-        made.append(attrs.evolve(PROCESSOR, device=f"number {len(made)}", state={"noisy": False}))
+        made.append(attrs.evolve(PROCESSOR, device=f"number {len(made)}"))
         return made[-1]
 
-    monkeypatch.setattr(backtest_module, "calibrate", calibrated)
+    monkeypatch.setattr(backtest_module, "calibrate_apart", calibrated)
     done = invoke(*QUICK, "--output", tmp_path / "here")
     assert done.exit_code == 0, done.output
     assert len(made) == 2
@@ -491,9 +504,10 @@ def test_without_one_the_device_is_calibrated_before_and_after(invoke, monkeypat
 def test_trials_during_which_the_machine_changed_are_set_aside_and_counted(
     invoke, given, monkeypatch, tmp_path
 ) -> None:
-    # The reference, of which two readings were disturbed; then before and after each of two trials.
-    readings = iter([9000, 1000, 1000, 1000, 1000, 50, 1000, 1000, 1000, 1000 * (1 + 2 * DRIFT)])
-    monkeypatch.setattr("stage_runners.backtest.ControlPoint.read", lambda _: Control(int(next(readings)), 1000))
+    # Around the four generations of each of two trials: one reading was disturbed, then the machine has changed.
+    changed = 1000 * (1 + 2 * DRIFT)
+    readings = iter([1000, 9000, 1000, 1000, 1000, 1000, 1000, changed, changed, changed])
+    monkeypatch.setattr("stage_runners.backtest.ControlPoint.read", lambda _: CONTROL | {"row": next(readings)})
     done = invoke(*QUICK, "--calibration", given, "--output", tmp_path / "here", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -511,6 +525,7 @@ def test_trials_during_which_the_machine_changed_are_set_aside_and_counted(
         (("--device", "cpu", "--calibration", "nowhere.parquet"), "no calibration nowhere.parquet"),
         (("--device", "cpu", "--calibration", "gpu.parquet"), "is of a cuda device"),
         (("--device", "cpu", "--calibration", "fp32.parquet"), "has no bfloat16, only float32"),
+        (("--device", "cpu", "--calibration", "old.parquet"), "does not say how the control ran"),
         (("--device", "cpu", "--output", "there"), "there exists and is left as it is"),
     ],
 )
@@ -523,6 +538,7 @@ def test_bad_input_is_told_before_anything_is_loaded(invoke, monkeypatch, tmp_pa
     (tmp_path / "there").mkdir()
     save_calibration(attrs.evolve(PROCESSOR, kind="cuda"), tmp_path / "gpu.parquet")
     save_calibration(attrs.evolve(PROCESSOR, tensor_flops_per_s={"float32": 1e9}), tmp_path / "fp32.parquet")
+    save_calibration(attrs.evolve(PROCESSOR, state={}), tmp_path / "old.parquet")
     before = sorted(tmp_path.iterdir())
     variant = () if "--variant" in words else ("--variant", TINY)
     done = invoke("backtest", *words, *variant)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import attrs
@@ -162,6 +164,18 @@ def test_from_a_calibration_it_says_what_lies_beyond_it(invoke, calibrated):
     # One token of the small model activates few enough elements to have been measured.
     assert sources["decode", "model.layers.0.mlp.act_fn"] == "calibrated"
     assert sources["prefill", "model.layers.0.mlp.act_fn"] == "extrapolated"
+
+
+def test_it_loads_nothing_that_it_does_without(calibrated):
+    """Loading is half of the time until the answer."""
+    heavy = ("torch", "pandas", "scipy", "sympy", "yaml", "pyarrow.dataset", "importlib.metadata")
+    code = (
+        "import sys; from dsocr_trace.cli import cli\n"
+        f"cli({[*SMOKE, str(calibrated)]}, standalone_mode=False)\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def backtest_of(tmp_path: Path, **changed: object) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,13 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from analytic.cost import DTYPES
+from analytic.errors import DsocrTraceError
 from analytic.hardware import load_hardware
 from analytic.operators import OPERATORS
 from stage_runners.calibration import calibrate, measure, operands, stopwatches
+from stage_runners.calibration.apart import calibrate_apart
+from stage_runners.calibration.control import ControlPoint
 from stage_runners.calibration.executors import EXECUTORS, call_of
 from stage_runners.calibration.grids import Point, grid
-from stage_runners.calibration.host import fill_tasks, fresh_memory, host_costs
+from stage_runners.calibration.host import host_costs
 from stage_runners.calibration.measure import Limits, Looked, Task, Timing
+from stage_runners.calibration.memory import fill_tasks, fresh_byte_ns, fresh_from_bytes, kept_memory
 from stage_runners.calibration.operands import (
     Buffer,
     Eviction,
@@ -418,43 +424,65 @@ def test_host_costs(kind, launch) -> None:
     on_host |= {"wait": 6_000.0, "launch_and_wait": 20_000.0, "shortest": 5_000.0}
     timings = {name: timing(ns, 0.0) if kind == "cpu" else timing(1.0, ns) for name, ns in on_host.items()}
     timings["shortest"] = timing(2_000.0, 5_000.0)
-    found = host_costs(timings, {}, kind)
+    found = host_costs(timings, kind)
     assert (found.module_call_ns, found.dispatch_ns, found.loop_turn_ns) == (1_000, 3_000, 10)
     assert found.operator_ns == (0 if kind == "cpu" else 5_000)
     assert (found.launch_ns, found.kernel_floor_ns, found.synchronise_ns) == (launch, 2_000, 9_000)
     assert (found.fresh_byte_ns, found.fresh_from_bytes) == (0.0, 1 << 62)
 
 
-def fills(extra: dict[int, float]) -> dict[tuple[str, int], Timing]:
-    """Fills where a kept byte takes 0.1 ns, by how much more a new one takes; three are made at a time."""
-    return {
-        (kind, size): timing(3 * size * (0.1 + more) if kind == "fresh" else 0.1 * size, 0.0)
-        for size, more in extra.items()
-        for kind in ("fresh", "kept")
-    }
+def test_a_byte_of_new_memory_costs_what_it_takes_above_a_kept_one() -> None:
+    fresh, kept = {100: 80.0, 200: 60.0, 400: 130.0}, {100: 10.0, 200: 20.0, 400: 30.0}
+    timings = {("fresh", size): timing(nanoseconds, 0) for size, nanoseconds in fresh.items()}
+    timings |= {("kept", size): timing(nanoseconds, 0) for size, nanoseconds in kept.items()}
+    assert fresh_byte_ns(timings) == pytest.approx((130 - 30) / 400)
+    assert fresh_byte_ns(timings | {("kept", 200): timing(90.0, 0), ("kept", 400): timing(900.0, 0)}) == 0
 
 
-@pytest.mark.parametrize(
-    ("extra", "found"),
-    [
-        # The geometric mean of the last that is kept and the first that is new.
-        ((0.0, 0.0, 0.0, 0.6, 0.6, 0.7, 0.8), {"fresh_byte_ns": 0.65, "fresh_from_bytes": 32}),
-        # One that is slow by accident is no threshold.
-        ((0.0, 0.9, 0.0, 0.7, 0.7, 0.7, 0.7), {"fresh_byte_ns": 0.7, "fresh_from_bytes": 32}),
-        ((0.7,) * 7, {"fresh_byte_ns": 0.7, "fresh_from_bytes": 4}),
-        ((0.0, 0.0, 0.0, 0.1, 0.0, -0.1, -0.1), {}),
-    ],
-)
-def test_memory_is_new_from_where_it_stays_slow(extra, found) -> None:
-    timings = fills(dict(zip((4, 8, 16, 64, 256, 1024, 4096), extra, strict=True)))
-    assert fresh_memory(timings) == pytest.approx(found)
+def faults(run) -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_a_gpu_keeps_its_memory_for_reuse() -> None:
-    assert fill_tasks(torch.device("cuda", 0), 1 << 30) == {}
-    # Three of them are held at once.
-    sizes = {size for _, size in fill_tasks(CPU, 3 << 21)}
-    assert sizes == {1 << 20, 1 << 21}
+@pytest.mark.skipif(fresh_from_bytes() is None, reason="the C library is not glibc")
+def test_kept_memory_is_not_made_again() -> None:
+    size = 96 << 20
+    with kept_memory():
+        # The heap grows at first.
+        *_, last = (faults(lambda: torch.empty(size, dtype=torch.uint8).fill_(1)) for _ in range(16))
+    assert last < size >> 21
+    assert 8 << 20 < fresh_from_bytes() <= 48 << 20
+
+
+def test_new_memory_is_new_each_time() -> None:
+    calls = {key: task.prepare() for key, task in fill_tasks().items()}
+    for (kind, size), call in calls.items():
+        call.run()
+        # A large page is 2 MB.
+        assert (faults(call.run) >= size >> 21) == (kind == "fresh")
+
+
+def test_a_calibration_apart_tells_its_phases_and_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [point for point in grid("bfloat16") if point.operator == "silu"][:2]
+    phases = []
+    limits = Limits(5, 30, 0.01, 0.01, rounds=1)
+    known = {"hardware": load_hardware("cpu-generic"), "name": "there", "points": points, "limits": limits}
+    found = calibrate_apart(CPU, ["bfloat16"], progress=lambda *phase: phases.append(phase), **known)
+    assert (found.device, len(found.samples)) == ("there", 2)
+    assert phases[-1][0] == "rounds"
+    with pytest.raises(AttributeError, match="nonsense"):
+        calibrate_apart(CPU, ["nonsense"], progress=lambda *_: None, **known)
+    monkeypatch.setattr("stage_runners.calibration.apart._calibrate", sys.exit)
+    with pytest.raises(DsocrTraceError, match="ended with exit code 1; run it again"):
+        calibrate_apart(CPU, ["bfloat16"], progress=lambda *_: None, **known)
+
+
+def test_the_control_reads_what_a_calibration_reads() -> None:
+    point = ControlPoint(CPU, "bfloat16").read()
+    assert point.keys() == {"product", "row", "copy"}
+    # A product of one row reads its weights; one of 768 does as many times the arithmetic.
+    assert 0 < point["row"] < point["product"]
 
 
 def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,6 +505,8 @@ def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(found.memory_bytes_per_s) == 4096
     assert found.host.module_call_ns > 0
     assert found.host.launch_ns == 0
+    assert found.host.fresh_byte_ns > 0
+    assert set(found.state["control_ns"]["bfloat16"]) == {"product", "row", "copy"}
     assert found.state["points_left_out"] == 0
     assert any(note.startswith("noisy") for note in found.notes) == found.state["noisy"]
     assert [phase for phase, done, total in phases if done == total] == ["rounds"]
@@ -489,7 +519,7 @@ def test_a_noisy_calibration_says_so(monkeypatch: pytest.MonkeyPatch, spread, dr
     monkeypatch.setattr(Timing, "drift", drift)
     found = calibrate(
         CPU,
-        [],
+        ["bfloat16"],
         hardware=load_hardware("cpu-generic"),
         name="here",
         points=[],

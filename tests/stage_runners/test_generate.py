@@ -32,11 +32,12 @@ def inputs(inputs_of: Inputs) -> ModelInputs:
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """Weights so large that tokens depend on what came before."""
+    """Weights so large that tokens depend on what came before, embeddings so small that they repeat."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
+        model.get_parameter("model.embed_tokens.weight").mul_(0.02)
     return model
 
 

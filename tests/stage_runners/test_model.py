@@ -110,9 +110,10 @@ def test_norms_are_the_identity_and_biases_zero(tiny_model: Build) -> None:
 
 def test_drawn_weights_have_the_published_spread(tiny_model: Build) -> None:
     weights = dict(tiny_model().named_parameters())
-    for name in ("lm_head.weight", "model.embed_tokens.weight", "model.sam_model.pos_embed"):
-        assert float(weights[name].std()) == pytest.approx(0.02, rel=0.02)
-        assert abs(float(weights[name].mean())) < 1e-3
+    spreads = {"lm_head.weight": 0.02, "model.embed_tokens.weight": 1.0, "model.sam_model.pos_embed": 0.02}
+    for name, spread in spreads.items():
+        assert float(weights[name].std()) == pytest.approx(spread, rel=0.02)
+        assert abs(float(weights[name].mean())) < spread / 20
 
 
 @pytest.mark.parametrize(("size", "offset"), [(5, 0), (5, 3), (11, 10), (29, 4), (11, 0)])
