@@ -81,6 +81,39 @@ class OperatorTime:
     source: Source
 
 
+@attrs.frozen
+class Terms:
+    """What a time is made of before its ratio: ``roof * ratio + new_memory``, in ns.
+
+    Attributes
+    ----------
+    floor_ns
+        The shortest time that anything takes.
+    compute_ns
+        Arithmetic at the fastest matrix product's speed.
+    weights_ns, rest_ns
+        Traffic of the weights and all other, at a streaming copy's speed.
+    new_memory_ns
+        Making the memory of a large result.
+    """
+
+    floor_ns: float
+    compute_ns: float
+    weights_ns: float
+    rest_ns: float
+    new_memory_ns: float
+
+    @property
+    def roof_ns(self) -> float:
+        """What the ceilings allow, new memory left out."""
+        return self.floor_ns + max(self.compute_ns, self.weights_ns + self.rest_ns)
+
+    @property
+    def compute_bound(self) -> bool:
+        """Whether arithmetic is the longer part."""
+        return self.compute_ns > self.weights_ns + self.rest_ns
+
+
 class Curves:
     """Times of all operators on a calibrated device."""
 
@@ -114,30 +147,35 @@ class Curves:
         if curve is None and call.parts is not None:
             return _together([(self.time(part), _plain(part.times)) for part in call.parts.calls])
         cost = cost_of(call.operator.name, arguments)
-        roof, compute_bound = self._roof(cost, arguments)
-        host, new = self._calibration.host, self._new_memory(cost)
-        floor = host.kernel_floor_ns
-        if curve is None:
-            return OperatorTime(roof + new, host.operator_ns, roof + new, floor, compute_bound, "roof")
-        features = features_of(call.operator.name, arguments, cost)
-        ratio, host_ns, inside = curve.at(features)
-        source: Source = "calibrated" if inside else "extrapolated"
-        return OperatorTime(roof * ratio + new, host_ns, roof + new, floor, compute_bound, source)
+        terms = self.terms(cost, arguments)
+        roof, new = terms.roof_ns, terms.new_memory_ns
+        ratio, host_ns = 1.0, self._calibration.host.operator_ns
+        source: Source = "roof"
+        if curve is not None:
+            ratio, host_ns, inside = curve.at(features_of(call.operator.name, arguments, cost))
+            source = "calibrated" if inside else "extrapolated"
+        return OperatorTime(roof * ratio + new, host_ns, roof + new, terms.floor_ns, terms.compute_bound, source)
 
-    def _roof(self, cost: Cost, arguments: Mapping[str, Any]) -> tuple[float, bool]:
-        compute = 0.0
-        if cost.tensor_flops:
-            compute = float(cost.tensor_flops) / self._peak(compute_dtype(arguments))
-        weights = float(cost.weight_bytes)
-        # Weights are cold: between two uses of one the rest of the model passes through the caches.
-        memory = self._moved(float(cost.bytes_total) - weights) + weights / 2 ** float(self._bandwidth[-1])
-        longest = max(compute, memory) * _NS_PER_S
-        return self._calibration.host.kernel_floor_ns + longest, compute > memory
+    def terms(self, cost: Cost, arguments: Mapping[str, Any]) -> Terms:
+        """What the time of a call is made of.
 
-    def _new_memory(self, cost: Cost) -> float:
-        """What it takes to make the memory of a large result."""
-        host, size = self._calibration.host, float(cost.activation_bytes)
-        return size * host.fresh_byte_ns if size >= host.fresh_from_bytes else 0.0
+        Parameters
+        ----------
+        cost
+            Of the call.
+        arguments
+            What it is given, by parameter; dtypes by their names.
+        """
+        host, weights, size = self._calibration.host, float(cost.weight_bytes), float(cost.activation_bytes)
+        compute = float(cost.tensor_flops) / self._peak(compute_dtype(arguments)) if cost.tensor_flops else 0.0
+        return Terms(
+            floor_ns=host.kernel_floor_ns,
+            compute_ns=compute * _NS_PER_S,
+            # Weights are cold: between two uses of one the rest of the model passes through the caches.
+            weights_ns=weights / 2 ** float(self._bandwidth[-1]) * _NS_PER_S,
+            rest_ns=self._moved(float(cost.bytes_total) - weights) * _NS_PER_S,
+            new_memory_ns=size * host.fresh_byte_ns if size >= host.fresh_from_bytes else 0.0,
+        )
 
     def _moved(self, size: float) -> float:
         """Seconds that a streaming copy takes for as many bytes."""
@@ -156,7 +194,7 @@ class Curves:
 
     def _point(self, sample: Sample) -> _Point:
         cost = cost_of(sample.operator, sample.arguments)
-        ratio = sample.device_ns / self._roof(cost, sample.arguments)[0]
+        ratio = sample.device_ns / self.terms(cost, sample.arguments).roof_ns
         return features_of(sample.operator, sample.arguments, cost), ratio, sample.host_ns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -103,10 +102,6 @@ class Arithmetic:
 
     def __init__(self, device: Calibration) -> None:
         self._device, self._curves = device, Curves(device)
-        # With arithmetic and launches free, and no samples, what is left of a time is its memory traffic.
-        free = attrs.evolve(device.host, kernel_floor_ns=0.0, fresh_byte_ns=0.0)
-        peaks = dict.fromkeys(device.tensor_flops_per_s, math.inf)
-        self._traffic = Curves(attrs.evolve(device, samples=(), host=free, tensor_flops_per_s=peaks))
 
     def times(self, operator: Operator, arguments: Mapping[str, Any], stage: Stage) -> tuple[CallTime, ...]:
         """Time of a call; of calls that grow from forward to forward, of the first and the last one.
@@ -146,14 +141,7 @@ class Arithmetic:
         arguments = {name: value.name if isinstance(value, Dtype) else value for name, value in call.arguments.items()}
         cost: Cost = cost_of(call.operator.name, arguments)
         weight_bytes, rest_bytes = int(cost.weight_bytes), int(cost.bytes_total - cost.weight_bytes)
-        # Weights are read at the speed of the largest copy.
-        sizes = self._device.memory_bytes_per_s
-        weights_ns = weight_bytes / sizes[max(sizes)] * _NS_PER_S
-        rest_ns = self._traffic.time(call).device_ns - weights_ns if rest_bytes else 0.0
-        peak = self._device.tensor_flops_per_s[compute_dtype(arguments)] if cost.tensor_flops else None
-        compute_ns = int(cost.tensor_flops) / peak * _NS_PER_S if peak else 0.0
-        roof_ns = found.floor_ns + max(compute_ns, weights_ns + rest_ns)
-        new_memory_ns = found.roof_ns - roof_ns if cost.activation_bytes >= self._device.host.fresh_from_bytes else 0.0
+        terms, sizes = self._curves.terms(cost, arguments), self._device.memory_bytes_per_s
         return TimeStep(
             operator=call.operator.name,
             arguments=arguments,
@@ -161,15 +149,12 @@ class Arithmetic:
             tensor_flops=int(cost.tensor_flops),
             weight_bytes=weight_bytes,
             rest_bytes=rest_bytes,
-            peak_flops_per_s=peak,
+            peak_flops_per_s=self._device.tensor_flops_per_s[compute_dtype(arguments)] if cost.tensor_flops else None,
+            # Weights are read at the speed of the largest copy.
             weight_bytes_per_s=sizes[max(sizes)] if weight_bytes else None,
-            rest_bytes_per_s=rest_bytes / rest_ns * _NS_PER_S if rest_bytes else None,
-            floor_ns=found.floor_ns,
-            compute_ns=compute_ns,
-            weights_ns=weights_ns,
-            rest_ns=rest_ns,
-            new_memory_ns=new_memory_ns,
-            ratio=(found.device_ns - new_memory_ns) / roof_ns,
+            rest_bytes_per_s=rest_bytes / terms.rest_ns * _NS_PER_S if rest_bytes else None,
+            **attrs.asdict(terms),
+            ratio=(found.device_ns - terms.new_memory_ns) / terms.roof_ns,
             device_ns=found.device_ns,
             host_ns=found.host_ns,
             source=found.source,

@@ -85,7 +85,10 @@ class ControlPoint:
         self._stopwatch = stopwatch_for(device, buffer, getattr(torch, dtype))
         self._tasks = control_tasks(buffer, dtype)
         self._calls = {name: task.prepare() for name, task in self._tasks.items()}
-        self._once = {name: self._stopwatch.once(self._tasks[name], call) for name, call in self._calls.items()}
+        # As in a calibration, the shortest call that was seen tells how many make a block.
+        self._took_ns = {
+            name: self._stopwatch.once(self._tasks[name], call).device_ns for name, call in self._calls.items()
+        }
 
     def read(self) -> dict[str, float]:
         """Median time of each task in ns, one task in turn with the others, as in a calibration."""
@@ -93,6 +96,7 @@ class ControlPoint:
         with torch.no_grad():
             for _ in range(_READINGS):
                 for name, found in times.items():
-                    task, call, took = self._tasks[name], self._calls[name], self._once[name].device_ns
-                    found.append(self._stopwatch.read(task, call, took).device_ns)
+                    reading = self._stopwatch.read(self._tasks[name], self._calls[name], self._took_ns[name])
+                    found.append(reading.device_ns)
+                    self._took_ns[name] = min(self._took_ns[name], reading.device_ns)
         return {name: float(np.median(found)) for name, found in times.items()}
