@@ -166,6 +166,9 @@ def plant(monkeypatch, name, change):
         return change(found) if isinstance(found, Cost) else attrs.evolve(found, cost=change(found.cost))
 
     monkeypatch.setattr(OPERATORS[name], "_formula", wrong)
+    # What was remembered of the true formula, its own or as a part of another one's, must not answer.
+    for operator in OPERATORS.values():
+        monkeypatch.setattr(operator, "_remembered", operator._evaluated)
 
 
 def test_the_model_runs_every_operator_but_the_fused_gate():
